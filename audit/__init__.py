@@ -1,0 +1,1 @@
+"""The audit trail: records, the protocol, the environment, the report; the only user of mlflow."""

@@ -1,0 +1,85 @@
+"""The recorder: one background thread that projects finished records while the sweep goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audit.spool import Record
+from audit.store import Store
+
+if TYPE_CHECKING:
+    from audit.trail import Trail
+
+
+class Recorder:
+    """Takes records in order. Importing mlflow, opening the store and writing all happen beside
+    the useful work; an error is kept and raised by `wait`, so that it stops no cell: the records
+    stay in the spool and are projected by the next run of the same command."""
+
+    def __init__(self, store: Store, experiment: str, sweep_id: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="halfstep-recorder")
+        self._futures: list[Future[None]] = []
+        self._trail: Trail | None = None
+        self._parent = ""
+        self.run_ids: dict[str, str] = {}
+        """Run id by record key."""
+        self.cpu_seconds = 0.0
+        """What recording cost this process, whichever thread it ran beside."""
+        self._submit(lambda: self._open(store, experiment, sweep_id))
+
+    def sweep(self, record: Record, folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+        """The parent run. Comes first."""
+
+        def project(trail: Trail) -> None:
+            self._parent = trail.run(record, folder)
+            trail.datasets(self._parent, splits)
+            self.run_ids[record.key] = self._parent
+
+        self._submit(lambda: project(self._opened))
+
+    def child(self, record: Record, folder: Path) -> None:
+        """A reference, calibration, cell or confirmation run."""
+
+        def project(trail: Trail) -> None:
+            self.run_ids[record.key] = trail.run(record, folder, self._parent)
+
+        self._submit(lambda: project(self._opened))
+
+    def call(self, act: Callable[[Trail, str, Mapping[str, str]], None]) -> None:
+        """Something on the trail that needs the parent's run id and those of the records so far."""
+        self._submit(lambda: act(self._opened, self._parent, self.run_ids))
+
+    def wait(self) -> None:
+        """Returns when everything is recorded; raises the first error."""
+        for future in self._futures:
+            future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def _opened(self) -> Trail:
+        assert self._trail is not None
+        return self._trail
+
+    def _open(self, store: Store, experiment: str, sweep_id: str) -> None:
+        from audit.trail import Trail
+
+        self._trail = Trail(store, experiment, sweep_id)
+
+    def _submit(self, act: Callable[[], None]) -> None:
+        def timed() -> None:
+            for earlier in self._futures:
+                if earlier.done() and earlier.exception():
+                    return  # after an error nothing more is written: order is kept for the replay
+            before = time.thread_time()
+            try:
+                act()
+            finally:
+                self.cpu_seconds += time.thread_time() - before
+
+        self._futures.append(self._pool.submit(timed))

@@ -1,0 +1,99 @@
+"""The spool: records committed to disk, whole or not at all, before anything else sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from halfstep.digest import digest_bytes
+
+RECORD = "record.json"
+FILES = "files"
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished piece of work: what MLflow will show of it, and what a resumed sweep needs."""
+
+    kind: str
+    """sweep, reference, calibration, cell or decision."""
+    key: str
+    """Digest of everything the work depended on: equal keys, equal work."""
+    name: str
+    status: str = "finished"
+    """``finished`` or ``failed``."""
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    """What only halfstep reads: JSON."""
+    started: float = 0.0
+    """Seconds since the epoch."""
+    ended: float = 0.0
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file, by its name below ``files/``."""
+
+
+def commit(folder: Path, record: Record, files: Mapping[str, bytes]) -> Record:
+    """Writes a record with its files to ``folder`` by one atomic rename; returns it as written.
+
+    If the folder exists already (another process did the same work) that one stays.
+    """
+    record = replace(
+        record,
+        ended=record.ended or time.time(),
+        files={name: digest_bytes(data) for name, data in sorted(files.items())},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f"{_UNFINISHED}{os.getpid()}-{folder.name}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        for name, data in files.items():
+            _write(staging / FILES / name, data)
+        _write(staging / RECORD, json.dumps(asdict(record), indent=1).encode())
+        staging.rename(folder)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not (folder / RECORD).is_file():
+            raise
+    return record
+
+
+def read(folder: Path) -> Record | None:
+    """The record in a folder, or None where there is none or a file of it was damaged."""
+    try:
+        record = Record(**json.loads((folder / RECORD).read_text()))
+        intact = all(
+            digest_bytes((folder / FILES / name).read_bytes()) == digest
+            for name, digest in record.files.items()
+        )
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if intact else None
+
+
+def discard_damaged(folder: Path) -> None:
+    """Moves a folder that `read` refused out of the way, so that the work can be done anew."""
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+
+
+def sweep_unfinished(root: Path) -> None:
+    """Removes what killed processes left half-written."""
+    for leftover in root.rglob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

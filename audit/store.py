@@ -1,0 +1,99 @@
+"""The store: where records, caches and the embedded tracking database live; one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from halfstep.errors import UserError
+
+LEAST_FREE_BYTES = 64 * 1024 * 1024
+RESULT = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder (``mlruns`` by default)."""
+
+    path: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        """``MLFLOW_TRACKING_URI``, or the embedded SQLite database."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.database}"
+
+    @property
+    def embedded(self) -> bool:
+        return not os.environ.get("MLFLOW_TRACKING_URI")
+
+    @property
+    def database(self) -> Path:
+        return self.path.absolute() / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path.absolute() / "artifacts"
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+    def sweep_folder(self, sweep_id: str) -> Path:
+        return self.spool / sweep_id
+
+    def check_writable(self) -> None:
+        """Raises UserError where the store could not be written; writes nothing."""
+        place = self.path.absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"store {self.path}: {place} is a file, not a folder")
+        if not os.access(place, os.W_OK):
+            raise UserError(f"store {self.path} is read-only; name another with --store FOLDER")
+        free = shutil.disk_usage(place).free
+        if free < LEAST_FREE_BYTES:
+            raise UserError(
+                f"store {self.path}: {free // 2**20} MiB free on its disk, a sweep needs at least "
+                f"{LEAST_FREE_BYTES // 2**20} MiB"
+            )
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Holds the store for one sweep.
+
+        Raises:
+            UserError: another process holds it; says which.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        holder = self.path / ".lock-holder"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"store {self.path} is in use by {_holder(holder)}; wait for it to end, or name "
+                "another store with --store FOLDER"
+            ) from None
+        try:
+            held = {"pid": os.getpid(), "what": what, "since": time.strftime("%H:%M:%S")}
+            holder.write_text(json.dumps(held))
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        held = json.loads(path.read_text())
+        return f"{held['what']} (process {held['pid']}, since {held['since']})"
+    except (OSError, ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,213 @@
+"""The trail: projects committed records into MLflow, so that doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow.entities import (  # noqa: E402  (mlflow reads the settings above when imported)
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+
+from audit import spool  # noqa: E402
+from audit.spool import Record  # noqa: E402
+from audit.store import Store  # noqa: E402
+from halfstep.errors import UserError  # noqa: E402
+
+PREFIX = "halfstep."
+NOTE = "mlflow.note.content"
+LONGEST_NOTE = 7900
+LONGEST_PARAM = 5900
+DATA_SOURCE_TYPE = "code"
+
+
+def connect(store: Store) -> MlflowClient:
+    """A client on the store; makes the embedded one where there is none.
+
+    Raises:
+        UserError: the embedded database is damaged.
+    """
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if store.embedded:
+        check_database(store.database)
+        store.artifacts.mkdir(parents=True, exist_ok=True)
+        fresh = not store.database.exists()
+        client = MlflowClient(store.tracking_uri)
+        client.search_experiments(max_results=1)
+        if fresh:
+            _use_write_ahead_log(store.database)
+        return client
+    return MlflowClient(store.tracking_uri)
+
+
+def check_database(path: Path) -> None:
+    """Raises UserError where a database file is there but is not a usable SQLite database."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head != b"SQLite format 3\0":
+        what = "is empty" if not head else "is not an SQLite database"
+        raise UserError(
+            f"tracking store {path} {what}. Restore it from a backup; or move it away and run the "
+            "sweep again: what the spool holds is recorded anew"
+        )
+
+
+def _use_write_ahead_log(path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=wal")
+
+
+class Trail:
+    """Writes one sweep's records. All calls come from one thread."""
+
+    def __init__(self, store: Store, experiment: str, sweep_id: str) -> None:
+        self._client = connect(store)
+        self._sweep_id = sweep_id
+        self._experiment_id = self._experiment(store, experiment)
+        self._known = {
+            run.data.tags[PREFIX + "record"]: run
+            for run in self._search(f"tags.`{PREFIX}sweep_id` = '{sweep_id}'")
+        }
+        if store.embedded:
+            self._end_stale()
+
+    @property
+    def experiment_id(self) -> str:
+        return self._experiment_id
+
+    def run(self, record: Record, folder: Path, parent: str | None = None) -> str:
+        """The run of a record: made if it is not there, complete in either case. Returns its id."""
+        key = f"{record.kind}:{record.key}"
+        run = self._known.get(key)
+        if run is None:
+            tags = {
+                PREFIX + "record": key,
+                PREFIX + "sweep_id": self._sweep_id,
+                PREFIX + "kind": record.kind,
+                **{PREFIX + name: value for name, value in record.tags.items()},
+            }
+            if parent:
+                tags["mlflow.parentRunId"] = parent
+            run = self._client.create_run(
+                self._experiment_id,
+                start_time=round(record.started * 1000),
+                tags=tags,
+                run_name=record.name,
+            )
+            self._known[key] = run
+        run_id: str = run.info.run_id
+        self.add(run_id, record, folder)
+        return run_id
+
+    def add(self, run_id: str, record: Record, folder: Path) -> None:
+        """Logs a record's params, metrics, tags and files on a run that exists."""
+        at = round(record.ended * 1000)
+        metrics = [Metric(name, value, at, 0) for name, value in record.metrics.items()]
+        params = [Param(k, v[:LONGEST_PARAM]) for k, v in record.params.items()]
+        for start in range(0, max(len(params), 1), 100):
+            self._client.log_batch(run_id, metrics if start == 0 else [], params[start : start + 100])
+        if record.files:
+            self._client.log_artifacts(run_id, str(folder / spool.FILES))
+
+    def datasets(self, run_id: str, splits: Mapping[str, Mapping[str, Any]]) -> None:
+        """Dataset inputs, one a split, with our digest of the full content as a tag."""
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=described["name"],
+                    digest=described["sha256"][:32],
+                    source_type=DATA_SOURCE_TYPE,
+                    source=described["source"],
+                    profile=described["profile"],
+                ),
+                [
+                    InputTag("mlflow.data.context", split),
+                    InputTag(PREFIX + "sha256", described["sha256"]),
+                    InputTag(PREFIX + "examples", str(described["examples"])),
+                ],
+            )
+            for split, described in splits.items()
+        ]
+        self._client.log_inputs(run_id, datasets=inputs)
+
+    def end(self, run_id: str, tags: Mapping[str, str], note: str, ended: float, ok: bool) -> None:
+        """Tags and closes a run."""
+        marks = [RunTag(PREFIX + name, value) for name, value in tags.items()]
+        marks.append(RunTag(NOTE, note[:LONGEST_NOTE]))
+        self._client.log_batch(run_id, tags=marks)
+        self._client.set_terminated(
+            run_id, "FINISHED" if ok else "FAILED", end_time=round(ended * 1000)
+        )
+
+    def describe(self, note: str) -> None:
+        """The experiment's note: what the reader of the UI sees first."""
+        self._client.set_experiment_tag(self._experiment_id, NOTE, note[:LONGEST_NOTE])
+
+    def _experiment(self, store: Store, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"MLflow experiment {name!r} is deleted; restore it (mlflow experiments restore "
+                f"-x {found.experiment_id}) or give the config another name"
+            )
+        if found is not None:
+            return str(found.experiment_id)
+        tags = {"mlflow.experimentKind": "custom_model_development", PREFIX + "experiment": "1"}
+        location = (store.artifacts / name).as_uri() if store.embedded else None
+        try:
+            return str(self._client.create_experiment(name, location, tags))
+        except MlflowException:  # made by another process in between
+            made = self._client.get_experiment_by_name(name)
+            if made is None:
+                raise
+            return str(made.experiment_id)
+
+    def _end_stale(self) -> None:
+        """Runs that a killed sweep left open, and that this sweep will not take up, are killed."""
+        ours = {run.info.run_id for run in self._known.values()}
+        for run in self._search("attributes.status = 'RUNNING'"):
+            if PREFIX + "sweep_id" in run.data.tags and run.info.run_id not in ours:
+                self._client.set_tag(run.info.run_id, PREFIX + "stale", "its sweep was killed")
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _search(self, query: str) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id], query, ViewType.ACTIVE_ONLY, 1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found

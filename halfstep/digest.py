@@ -1,0 +1,50 @@
+"""SHA-256 digests of tensors, JSON values and source code: the identity of everything we keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def digest_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: object) -> str:
+    """Digest of a JSON value in canonical form: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest_bytes(text.encode())
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest over names, dtypes, shapes and raw bytes, in order of name."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def digest_rows(array: np.ndarray) -> list[str]:
+    """One digest for each row of an array: what makes two examples the same example."""
+    rows = np.ascontiguousarray(array)
+    head = f"{rows.dtype}|{rows.shape[1:]}|".encode()
+    return [digest_bytes(head + row.tobytes()) for row in rows]
+
+
+def digest_code(roots: Iterable[Path]) -> str:
+    """Digest of every Python file below some package folders."""
+    sha = hashlib.sha256()
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            sha.update(f"{root.name}/{path.relative_to(root).as_posix()}|".encode())
+            sha.update(path.read_bytes())
+    return sha.hexdigest()
+

@@ -1,0 +1,156 @@
+"""Load: subject, splits, folding, sites and coverage, all checked before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from audit.protocol import implementation, key, protocol
+from evaluators import EVALUATORS
+from halfstep.digest import digest_json
+from halfstep.errors import UserError, allowed
+from halfstep.fold import Folding, fold_batch_norm
+from halfstep.sites import Place, Site, coverage, discover, select
+from halfstep.subject import Examples, Subject, check_weights
+from tasks.plan import Plan, SplitSpec
+
+CACHE = "cache"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """Everything the later steps work on."""
+
+    plan: Plan
+    subject: Subject
+    folding: Folding
+    sites: tuple[Site, ...]
+    places: tuple[Place, ...]
+    splits: Mapping[str, Examples]
+    protocol: dict[str, object]
+    protocol_digest: str
+    implementation: dict[str, str]
+    training_seconds: float
+
+    @property
+    def model(self) -> nn.Module:
+        """The folded copy that is quantized."""
+        return self.folding.model
+
+    def key(self, **parts: object) -> str:
+        """Digest of a piece of work on this subject under this protocol by this code."""
+        return key(
+            subject=self.subject.digest,
+            protocol=self.protocol_digest,
+            skip=list(self.plan.skip),
+            implementation=self.implementation,
+            **parts,
+        )
+
+    @property
+    def sweep_key(self) -> str:
+        return self.key(
+            kind="sweep",
+            schemes=[scheme.to_json() for scheme in self.plan.schemes],
+            objective=self.plan.objective,
+        )
+
+
+def load(plan: Plan, store: Path) -> Loaded:
+    """Loads data and subject and prepares what every cell shares.
+
+    Raises:
+        UserError: the data or the model cannot be used; nothing has been written then.
+    """
+    torch.set_num_threads(plan.compute.threads)
+    evaluator = EVALUATORS[plan.task.evaluator]
+    pools = plan.task.data.load()
+    for name, examples in pools.items():
+        evaluator.check(f"pool {name!r}", examples)
+    splits = {name: take(name, spec, pools) for name, spec in plan.task.splits().items()}
+    check_disjoint(splits)
+    before = time.perf_counter()
+    subject = plan.subject.load(pools, store / CACHE / "subjects")
+    training_seconds = time.perf_counter() - before
+    check_weights(subject.model)
+    rules = protocol(
+        plan.task.name,
+        plan.task.evaluator,
+        {name: (examples.digest, len(examples)) for name, examples in splits.items()},
+        [criterion.to_json() for criterion in plan.task.criteria],
+        {"threads": plan.compute.threads, "batch_size": plan.compute.batch_size},
+    )
+    folding, sites, places = prepare(plan, subject.model, splits["calibration"])
+    return Loaded(
+        plan=plan,
+        subject=subject,
+        folding=folding,
+        sites=sites,
+        places=places,
+        splits=splits,
+        protocol=rules,
+        protocol_digest=digest_json(rules),
+        implementation=implementation(),
+        training_seconds=training_seconds,
+    )
+
+
+def prepare(
+    plan: Plan, model: nn.Module, calibration: Examples
+) -> tuple[Folding, tuple[Site, ...], tuple[Place, ...]]:
+    """Folds batch norm and finds the sites; needs the model's structure, not its training."""
+    folding = fold_batch_norm(model, calibration.inputs[: plan.compute.batch_size])
+    found = discover(folding.model)
+    sites = select(found, plan.skip)
+    for pattern in plan.skip:
+        if len(select(found, [pattern])) == len(found):
+            names = [site.name for site in found]
+            raise UserError(f"sites.skip: {pattern!r} matches no site; {allowed(pattern, names)}")
+    if not sites:
+        raise UserError(
+            "no site is left to quantize: "
+            + ("every site is skipped" if found else "the model has no linear or convolution")
+        )
+    places = coverage(
+        folding.model, calibration.inputs[:1], sites, plan.skip, folding.folded
+    )
+    return folding, sites, places
+
+
+def take(name: str, spec: SplitSpec, pools: Mapping[str, Examples]) -> Examples:
+    """The examples of one split."""
+    if spec.pool not in pools:
+        raise UserError(f"splits.{name}.from: no pool {spec.pool!r}; {allowed(spec.pool, pools)}")
+    pool = pools[spec.pool]
+    if spec.samples is None:
+        return pool
+    if spec.samples > len(pool):
+        raise UserError(
+            f"splits.{name}.samples: {spec.samples} asked for, but pool {spec.pool!r} holds "
+            f"{len(pool)}"
+        )
+    generator = torch.Generator().manual_seed(spec.seed)
+    chosen = torch.randperm(len(pool), generator=generator)[: spec.samples]
+    return pool.take(chosen.sort().values)
+
+
+def check_disjoint(splits: Mapping[str, Examples]) -> None:
+    """Raises UserError where two splits share an example, found by content, not by index."""
+    names = list(splits)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            shared = set(splits[one].row_digests) & set(splits[other].row_digests)
+            if shared:
+                row = next(
+                    i for i, d in enumerate(splits[other].row_digests) if d in shared
+                )
+                raise UserError(
+                    f"splits {one!r} and {other!r} share {len(shared)} example(s) with equal "
+                    f"content (the first is row {row} of {other!r}); a verdict needs disjoint "
+                    "splits: take them from different pools"
+                )
