@@ -79,6 +79,16 @@ def read(folder: Path) -> Record | None:
     return record if intact else None
 
 
+def copy(earlier: Path, folder: Path) -> Record | None:
+    """Takes over a record of another sweep, tagged with where it came from."""
+    record = read(earlier)
+    if record is None:
+        return None
+    files = {name: (earlier / FILES / name).read_bytes() for name in record.files}
+    origin = record.tags.get("reused_from", earlier.parent.parent.name)
+    return commit(folder, replace(record, tags=record.tags | {"reused_from": origin}), files)
+
+
 def discard_damaged(folder: Path) -> None:
     """Moves a folder that `read` refused out of the way, so that the work can be done anew."""
     if folder.exists():

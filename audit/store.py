@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +17,38 @@ from filelock import FileLock, Timeout
 from halfstep.errors import UserError
 
 LEAST_FREE_BYTES = 64 * 1024 * 1024
-RESULT = "sweep.json"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Where one sweep's records lie: ``<kind>/<start of the key>``."""
+
+    path: Path
+
+    @property
+    def sweep_id(self) -> str:
+        return self.path.name
+
+    @property
+    def fresh_mark(self) -> Path:
+        """Present where nothing of earlier sweeps may be reused."""
+        return self.path / ".fresh"
+
+    @property
+    def result(self) -> Path:
+        """What a finished sweep came to; its presence says that it finished."""
+        return self.path / "sweep.json"
+
+    def place(self, kind: str, key: str) -> Path:
+        """The folder of a record."""
+        return self.path / kind / key[:16]
+
+    def earlier(self, kind: str, key: str) -> Path | None:
+        """The same work in another sweep of this store."""
+        if self.fresh_mark.exists():
+            return None
+        found = self.path.parent.glob(f"*/{kind}/{key[:16]}/record.json")
+        return next((p.parent for p in sorted(found) if self.path not in p.parents), None)
 
 
 @dataclass(frozen=True)
@@ -35,6 +67,11 @@ class Store:
         return not os.environ.get("MLFLOW_TRACKING_URI")
 
     @property
+    def shown_uri(self) -> str:
+        """The tracking address without credentials, for people."""
+        return re.sub(r"(?<=//)[^/@]*@", "", self.tracking_uri)
+
+    @property
     def database(self) -> Path:
         return self.path.absolute() / "mlflow.db"
 
@@ -46,8 +83,16 @@ class Store:
     def spool(self) -> Path:
         return self.path / "spool"
 
-    def sweep_folder(self, sweep_id: str) -> Path:
-        return self.spool / sweep_id
+    def sweep(self, key: str, fresh: bool) -> SweepFolder:
+        """The folder of the newest sweep with this key, or of a new one."""
+        stem = key[:12]
+        numbers = [int(p.name.rsplit("-", 1)[1]) for p in self.spool.glob(f"{stem}-*")]
+        number = max(numbers, default=0 if fresh else 1) + (1 if fresh else 0)
+        folder = SweepFolder(self.spool / f"{stem}-{number}")
+        if fresh:
+            folder.path.mkdir(parents=True)
+            folder.fresh_mark.touch()
+        return folder
 
     def check_writable(self) -> None:
         """Raises UserError where the store could not be written; writes nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,13 @@ class Trail:
         if record.files:
             self._client.log_artifacts(run_id, str(folder / spool.FILES))
 
+    def attach(self, run_id: str, name: str, data: bytes) -> None:
+        """One artifact from memory."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(data)
+            self._client.log_artifact(run_id, str(path))
+
     def datasets(self, run_id: str, splits: Mapping[str, Mapping[str, Any]]) -> None:
         """Dataset inputs, one a split, with our digest of the full content as a tag."""
         inputs = [
@@ -211,3 +219,14 @@ class Trail:
             token = page.token
             if not token:
                 return found
+
+
+def has_run(store: Store, run_id: str) -> bool:
+    """Whether the tracking store holds a run, finished and not deleted."""
+    if store.embedded and not store.database.exists():
+        return False
+    try:
+        run = connect(store).get_run(run_id)
+    except MlflowException:
+        return False
+    return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED")

@@ -18,6 +18,8 @@ from halfstep.observed import Observed
 HISTOGRAM_BINS = 2048
 ENTROPY_FIRST_CANDIDATE = 128
 DEFAULT_PERCENTILE = 99.99
+TIE = 1e-12
+"""Divergences (nats) this close are equal: what separates them is the order of float sums."""
 _CHUNK = 4_000_000  # elements of one temporary: bounds memory, not results
 
 
@@ -96,7 +98,9 @@ def entropy(observed: Observed, fmt: Format) -> Range:
 
     NVIDIA's algorithm as in pytorch-quantization's ``_compute_amax_entropy``: 2,048 bins of |x|,
     candidates 128, 129, … 2,048 bins, the tail added to a candidate's last bin, each level's mass
-    spread over its non-empty bins, the last of equal minima taken. Vectorised: per candidate only
+    spread over its non-empty bins, the last of equal minima taken. One departure: a candidate that
+    keeps a single filled bin and cuts the rest is at divergence zero from itself, which on values
+    of few levels (pixels) would win; it is passed over. Vectorised: per candidate only
     prefix sums at the borders of its levels are needed.
     """
     low, high = observed.extremes()
@@ -153,11 +157,12 @@ def entropy_candidate(histogram: np.ndarray, level_edges: np.ndarray) -> int:
         kept_mass = prefix[candidates]
         total = prefix[-1]
         divergence = (own - cross) / total - np.log(total) + np.log(kept_mass)
-    # A tail that lands on an empty bin has no counterpart in Q: infinitely far.
-    divergence = np.where((last == 0) & (tail > 0), np.inf, divergence)
-    divergence = np.where(kept_mass > 0, divergence, np.inf)
-    at = len(divergence) - 1 - int(np.argmin(divergence[::-1]))
-    return int(candidates[at])
+    # A tail that lands on an empty bin has no counterpart in Q: infinitely far. A single filled bin
+    # is at distance zero from itself whatever was cut away, so it proves nothing.
+    useless = ((last == 0) & (tail > 0)) | ((filled[candidates] < 2) & (tail > 0))
+    divergence = np.where(useless, np.inf, divergence)
+    ties = np.flatnonzero(divergence <= divergence.min() + TIE)
+    return int(candidates[ties[-1]])
 
 
 def _level_of(borders: np.ndarray, position: np.ndarray) -> np.ndarray:

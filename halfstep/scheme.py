@@ -54,6 +54,12 @@ class Scheme:
     def name(self) -> str:
         return f"W {self.weights or 'fp32'} · A {self.activations or 'fp32'}"
 
+    @property
+    def needs_sketches(self) -> bool:
+        """True where an activation range is fixed by calibration."""
+        spec = self.activations
+        return spec is not None and spec.format.scaled and not spec.granularity.dynamic
+
     def to_json(self) -> dict[str, dict[str, str] | None]:
         return {
             "weights": self.weights.to_json() if self.weights else None,

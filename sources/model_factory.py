@@ -25,19 +25,25 @@ class ModelFactory:
     """A .safetensors file, or a checkpoint that torch loads with ``weights_only=True``."""
     arguments: dict[str, object] = field(default_factory=dict)
 
-    def load(self, pools: Pools, cache: Path) -> Subject:
+    def structure(self, pools: Pools) -> nn.Module:
+        """The model as the factory makes it, without the weights file."""
         model = resolve(self.target)(**self.arguments)
         if not isinstance(model, nn.Module):
             raise UserError(
                 f"model factory {self.target!r} returned {type(model).__name__}, not a torch module"
             )
+        return model.float().eval()
+
+    def load(self, pools: Pools, cache: Path) -> Subject:
+        """The model with its weights; nothing in the weights file is ever executed."""
+        model = self.structure(pools)
         if self.weights is not None:
             try:
                 model.load_state_dict(read_weights(Path(self.weights).expanduser()))
             except RuntimeError as error:
                 detail = " ".join(str(error).split())
                 raise UserError(f"{self.weights} does not fit {self.target}: {detail}") from error
-        return Subject(model.float().eval(), {"source": "factory", "target": self.target})
+        return Subject(model, {"source": "factory", "target": self.target, "weights": self.weights})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -66,12 +66,24 @@ class SmallCnn:
     """Training images are moved by up to this many pixels: a small set's only augmentation."""
     seed: int = 0
 
-    def load(self, pools: Pools, cache: Path) -> Subject:
+    def structure(self, pools: Pools) -> nn.Module:
+        """The model before training: enough to see sites and sizes."""
         if "train" not in pools:
             raise UserError(f"small_cnn trains on the pool 'train'; the data has {sorted(pools)}")
         train = pools["train"]
+        if train.inputs.dim() != 4:
+            raise UserError(
+                f"small_cnn takes images [n, channels, height, width]; the data is "
+                f"{list(train.inputs.shape)}"
+            )
         classes = int(train.targets.max()) + 1
-        model = Network(train.inputs.shape[1], self.width, self.blocks, classes).eval()
+        return Network(train.inputs.shape[1], self.width, self.blocks, classes).eval()
+
+    def load(self, pools: Pools, cache: Path) -> Subject:
+        """The trained model, from the cache where it was trained before."""
+        with deterministic(self.seed):
+            model = self.structure(pools)
+        train = pools["train"]
         key = digest_json(
             {
                 "recipe": asdict(self),
@@ -88,7 +100,6 @@ class SmallCnn:
             model.load_state_dict(load_file(path))
             return Subject(model, origin, reused=True)
         with deterministic(self.seed):
-            model = Network(train.inputs.shape[1], self.width, self.blocks, classes)
             self._train(model, train)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -88,11 +88,11 @@ def conclude(
     loaded: Loaded,
     selection: Mapping[str, Judgement],
     chosen: Scheme | None,
-    reference: Evaluated | None,
+    reference: Evaluated,
     confirmed: Evaluated | None,
 ) -> Decision:
     """The decision. Without a chosen cell there was nothing to confirm."""
-    if chosen is None or reference is None or confirmed is None:
+    if chosen is None or confirmed is None:
         open_verdicts = any(j.verdict == INCONCLUSIVE for j in selection.values())
         return Decision(INCONCLUSIVE if open_verdicts else REJECT, None, selection, None)
     judgement = _judge(loaded, reference, [(chosen, confirmed)])[chosen.name]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from audit import encode, spool
 from audit.spool import Record
+from audit.store import SweepFolder
 from evaluators import EVALUATORS
 from evaluators.metric import Outcomes
 from halfstep.apply import applied
@@ -37,14 +38,17 @@ class Evaluated:
     """None where the cell failed."""
     resources: Mapping[str, float]
     reused: bool
+    seconds: float = 0.0
+    """Of useful work: forward passes and what they need, without the writing of the record."""
 
 
 def measure_reference(
-    loaded: Loaded, split: str, folder: Path, previous: Path | None, progress: Progress
+    loaded: Loaded, split: str, sweep: SweepFolder, progress: Progress
 ) -> Evaluated:
     """The full-precision subject on one split; on ``selection`` twice, to see whether it repeats."""
     key = loaded.key(kind="reference", split=split)
-    found = _reuse(loaded, folder, previous, key)
+    folder = sweep.place("reference", key)
+    found = _reuse(loaded, sweep, "reference", key)
     if found:
         return found
     evaluator = EVALUATORS[loaded.plan.task.evaluator]
@@ -72,17 +76,18 @@ def measure_reference(
         | {"resources": resources, "outcomes_digest": encode.columns_digest(outcomes.columns())},
         started=started,
     )
+    seconds = time.time() - started
     files = {f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns())}
     record = spool.commit(folder, record, files)
-    return Evaluated(record, folder, outcomes, resources, reused=False)
+    return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)
 
 
-def run_calibration(loaded: Loaded, folder: Path, progress: Progress) -> Treatments:
+def run_calibration(loaded: Loaded, sweep: SweepFolder, progress: Progress) -> Treatments:
     """The one instrumented pass; its sketches are recorded, and read back on a resumed sweep."""
     examples = loaded.splits["calibration"].inputs
     key = loaded.key(kind="calibration")
-    if any(s.activations and s.activations.format.scaled and not s.activations.granularity.dynamic
-           for s in loaded.plan.schemes):
+    folder = sweep.place("calibration", key)
+    if any(scheme.needs_sketches for scheme in loaded.plan.schemes):
         sketches = _read_sketches(folder, key)
         if sketches is None:
             sketches = _observe(loaded, folder, key, progress)
@@ -132,18 +137,19 @@ def run_cell(
     scheme: Scheme,
     split: str,
     reference: Evaluated,
-    folder: Path,
-    previous: Path | None,
+    sweep: SweepFolder,
     progress: Progress,
 ) -> Evaluated:
     """One scheme on one split. A cell that raises is recorded as failed; it stops no other."""
     key = cell_key(loaded, scheme, split)
-    found = _reuse(loaded, folder, previous, key)
+    kind = "cell" if split == "selection" else "confirmation"
+    folder = sweep.place(kind, key)
+    found = _reuse(loaded, sweep, kind, key)
     if found:
         return found
     started = time.time()
     base = Record(
-        kind="cell" if split == "selection" else "confirmation",
+        kind=kind,
         key=key,
         name=scheme.name,
         tags={"split": split},
@@ -156,10 +162,8 @@ def run_cell(
         raise
     except Exception as error:  # whatever broke this cell is its record, not the sweep's end
         reason = f"{type(error).__name__}: {error}"
-        failed = Record(
-            **{**vars(base), "status": "failed", "detail": {"scheme": scheme.to_json(),
-               "error": reason, "resources": {}}}
-        )
+        detail = {"scheme": scheme.to_json(), "error": reason, "resources": {}}
+        failed = replace(base, status="failed", detail=detail)
         record = spool.commit(folder, failed, {"error.txt": traceback.format_exc().encode()})
         return Evaluated(record, folder, None, {}, reused=False)
 
@@ -212,7 +216,8 @@ def _evaluate_cell(
         "unscored": float(outcomes.unscored),
         "seconds": evaluated - base.started,
     }
-    record = Record(**{**vars(base), "metrics": _finite(shown), "detail": detail})
+    record = replace(base, metrics=_finite(shown), detail=detail)
+    seconds = time.time() - base.started
     files = {
         "scheme.json": encode.json_bytes(scheme.to_json()),
         "metrics.json": encode.json_bytes(_finite(metrics | resources)),
@@ -222,7 +227,7 @@ def _evaluate_cell(
         f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns()),
     }
     record = spool.commit(folder, record, files)
-    return Evaluated(record, folder, outcomes, resources, reused=False)
+    return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)
 
 
 def cell_key(loaded: Loaded, scheme: Scheme, split: str) -> str:
@@ -282,35 +287,27 @@ def coverage_summary(loaded: Loaded, scheme: Scheme) -> dict[str, float]:
     """Shares of parameters stored, and of multiply-accumulates run, at low precision."""
     parameters = sum(p.parameters for p in loaded.places) or 1
     macs = sum(p.macs for p in loaded.places) or 1
-    covered = [site.weight(loaded.model).numel() for site in loaded.sites]
+    covered = sum(site.weight(loaded.model).numel() for site in loaded.sites)
     return {
-        "parameters": sum(covered) / parameters if scheme.weights else 0.0,
+        "parameters": covered / parameters if scheme.weights else 0.0,
         "macs": sum(p.macs for p in loaded.places if p.quantized) / macs,
     }
 
 
-def _reuse(loaded: Loaded, folder: Path, previous: Path | None, key: str) -> Evaluated | None:
+def _reuse(loaded: Loaded, sweep: SweepFolder, kind: str, key: str) -> Evaluated | None:
     """Work that is recorded already: in this sweep, or in an earlier one with equal digests."""
-    for place in (folder, previous):
-        if place is None:
-            continue
-        record = spool.read(place)
-        if record is None or record.key != key:
-            continue
-        if place is not folder:
-            files = {n: (place / spool.FILES / n).read_bytes() for n in record.files}
-            origin = {"reused_from": place.parent.parent.name}
-            record = Record(**{**vars(record), "tags": record.tags | origin})
-            spool.discard_damaged(folder)
-            record = spool.commit(folder, record, files)
-        outcomes = None
-        if record.status == "finished":
-            split = record.tags["split"]
-            data = (folder / spool.FILES / f"outcomes-{split}.parquet").read_bytes()
-            outcomes = EVALUATORS[loaded.plan.task.evaluator].read(encode.read_parquet(data))
-        return Evaluated(record, folder, outcomes, record.detail["resources"], reused=True)
-    spool.discard_damaged(folder)
-    return None
+    folder, earlier = sweep.place(kind, key), sweep.earlier(kind, key)
+    record = spool.read(folder)
+    if record is None:
+        spool.discard_damaged(folder)
+        record = spool.copy(earlier, folder) if earlier else None
+    if record is None or record.key != key:
+        return None
+    outcomes = None
+    if record.status == "finished":
+        data = (folder / spool.FILES / f"outcomes-{record.tags['split']}.parquet").read_bytes()
+        outcomes = EVALUATORS[loaded.plan.task.evaluator].read(encode.read_parquet(data))
+    return Evaluated(record, folder, outcomes, record.detail["resources"], reused=True)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,122 @@
+"""Looking things up in the trail: what `halfstep list` and `halfstep show` read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from audit.store import Store
+from audit.trail import NOTE, PREFIX, connect
+from halfstep.errors import UserError
+
+RESULT = "sweep.json"
+
+
+def sweeps(store: Store) -> dict[str, Any]:
+    """Every recorded sweep, newest first."""
+    return {"sweeps": [_line(run) for run in _sweep_runs(connect(store))]}
+
+
+def find(store: Store, wanted: str) -> dict[str, Any]:
+    """A sweep's result, or a cell's record, by run id or the start of a sweep id.
+
+    Raises:
+        UserError: nothing, or more than one thing, answers to that name.
+    """
+    client = connect(store)
+    runs = _sweep_runs(client)
+    if not wanted:
+        finished = [run for run in runs if run.info.status == "FINISHED"]
+        if not finished:
+            raise UserError("no finished sweep is recorded yet; make one with: halfstep sweep CONFIG")
+        return _result(client, finished[0])
+    matches = [r for r in runs if r.data.tags[PREFIX + "sweep_id"].startswith(wanted)]
+    matches += [r for r in runs if r.info.run_id.startswith(wanted) and r not in matches]
+    if len(matches) > 1:
+        names = ", ".join(r.data.tags[PREFIX + "sweep_id"] for r in matches[:5])
+        raise UserError(f"{wanted!r} is the start of more than one sweep: {names}")
+    if matches:
+        return _result(client, matches[0])
+    try:
+        run = client.get_run(wanted)
+    except MlflowException:
+        known = ", ".join(r.data.tags[PREFIX + "sweep_id"] for r in runs[:5]) or "none"
+        raise UserError(f"no run or sweep {wanted!r} is recorded; newest sweeps: {known}") from None
+    if PREFIX + "kind" not in run.data.tags:
+        raise UserError(f"run {wanted!r} was not recorded by halfstep")
+    return {
+        "run_id": run.info.run_id,
+        "name": run.info.run_name,
+        "kind": run.data.tags[PREFIX + "kind"],
+        "status": run.info.status.lower(),
+        "verdict": run.data.tags.get(PREFIX + "verdict"),
+        "sweep_id": run.data.tags[PREFIX + "sweep_id"],
+        "params": dict(run.data.params),
+        "metrics": dict(run.data.metrics),
+        "note": run.data.tags.get(NOTE, ""),
+    }
+
+
+def reachable(store: Store) -> None:
+    """Raises UserError where the configured tracking server does not answer."""
+    try:
+        connect(store).search_experiments(max_results=1)
+    except MlflowException as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"MLFLOW_TRACKING_URI is {store.shown_uri}: {first}") from error
+
+
+def _sweep_runs(client: MlflowClient) -> list[Run]:
+    experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            experiments,
+            f"tags.`{PREFIX}kind` = 'sweep'",
+            ViewType.ACTIVE_ONLY,
+            1000,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _line(run: Run) -> dict[str, Any]:
+    tags = run.data.tags
+    return {
+        "sweep_id": tags[PREFIX + "sweep_id"],
+        "run_id": run.info.run_id,
+        "name": run.info.run_name.split(" · ")[0],
+        "started": run.info.start_time,
+        "status": run.info.status.lower(),
+        "verdict": tags.get(PREFIX + "verdict"),
+        "cell": tags.get(PREFIX + "cell"),
+        "subject_digest": tags.get(PREFIX + "subject_digest"),
+        "protocol_digest": tags.get(PREFIX + "protocol_digest"),
+    }
+
+
+def _result(client: MlflowClient, run: Run) -> dict[str, Any]:
+    sweep_id = run.data.tags[PREFIX + "sweep_id"]
+    if run.info.status != "FINISHED":
+        raise UserError(
+            f"sweep {sweep_id} is not finished ({run.info.status.lower()}); run its config again "
+            "to take it up"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(run.info.run_id, RESULT, folder)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"sweep {sweep_id} has lost its artifact {RESULT}: {error}") from error
+        result: dict[str, Any] = json.loads(Path(path).read_bytes())
+    return result

@@ -1,0 +1,82 @@
+"""Notes: the Markdown that the MLflow UI shows on top of a run. The verdict comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MARKS = {"accept": "✅ accept", "reject": "❌ reject", "inconclusive": "❔ inconclusive"}
+
+
+def sweep_note(result: Mapping[str, Any]) -> str:
+    """The parent run: what was decided, on what evidence, where the rest lies."""
+    decision, headline = result["decision"], result["headline"]
+    reference = result["reference"]["selection"]["metrics"]
+    counts = {v: sum(c["verdict"] == v for c in result["cells"]) for v in MARKS}
+    lines = [
+        f"# {MARKS[decision['verdict']]}: {decision['cell'] or 'no cell may be deployed'}",
+        "",
+        decision["summary"] + ".",
+        "",
+        "**Criteria** (declared before the first cell ran)",
+        "",
+        *[f"- {criterion_text(c)}" for c in result["criteria"]],
+        "",
+    ]
+    if result["confirmation"]:
+        lines += [
+            "**On the confirmation split**",
+            "",
+            *[f"- {f['verdict']}: {f['reason']}" for f in result["confirmation"]["findings"]],
+            "",
+        ]
+    lines += [
+        f"**Matrix**: {len(result['cells'])} cells, "
+        + ", ".join(f"{n} {v}" for v, n in counts.items())
+        + f". Reference {headline} {reference[headline]:.4f} on "
+        f"{result['splits']['selection']['examples']} examples.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| subject | `{result['subject_digest'][:16]}` |",
+        f"| protocol | `{result['protocol_digest'][:16]}` |",
+        f"| decision | `{decision['digest'][:16]}` |",
+        f"| sweep | `{result['sweep_id']}` |",
+        "",
+        "The report is `report.html` under Artifacts; the record is `decision.json`; the cells are "
+        "the child runs.",
+    ]
+    return "\n".join(lines)
+
+
+def cell_note(cell: Mapping[str, Any]) -> str:
+    """A child run: its verdict with the reasons."""
+    lines = [f"# {MARKS[cell['verdict']]}", "", *[f"- {reason}" for reason in cell["reasons"]], ""]
+    certificate, coverage = cell["certificate"], cell["coverage"]
+    if certificate:
+        lines.append(
+            f"Certificate: {'every bound holds' if certificate['holds'] else 'A BOUND IS BROKEN'} "
+            f"over {certificate['elements']:,} values at {certificate['sites']} places; the largest "
+            f"in-range error is {certificate['error_over_bound']:.3f} of its bound; "
+            f"{certificate['clipped_share']:.2%} clipped."
+        )
+    if coverage:
+        lines.append(
+            f"Coverage: {coverage['macs']:.1%} of multiply-accumulates, "
+            f"{coverage['parameters']:.1%} of parameters."
+        )
+    lines += ["", *[f"- {note}" for note in cell["notes"][:20]]]
+    return "\n".join(lines)
+
+
+def criterion_text(criterion: Mapping[str, Any]) -> str:
+    """A criterion as a sentence."""
+    name = criterion["metric"]
+    if "max_ratio" in criterion:
+        return f"{name} at most {criterion['max_ratio']:g} of the reference"
+    word, margin = (
+        ("drop", criterion["max_drop"])
+        if "max_drop" in criterion
+        else ("increase", criterion["max_increase"])
+    )
+    return f"{name} may {word} by less than {margin:g}, shown with {criterion['confidence']:.0%} confidence"

@@ -1,0 +1,92 @@
+"""Plots of a sweep, as PNG: readable in grey, in print, and by those who see colours differently."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+# Okabe and Ito's palette, and a shape for each so that colour is never alone.
+STYLES = {
+    "accept": ("#009E73", "o"),
+    "reject": ("#D55E00", "X"),
+    "inconclusive": ("#999999", "s"),
+}
+
+
+def accuracy_against_size(result: Mapping[str, Any], headline: str) -> bytes:
+    """Each cell's headline metric against its weight bytes, the verdict as colour and shape."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    reference = result["reference"]["selection"]["metrics"]
+    axes.axhline(reference[headline], color="black", lw=1, ls="--", label="reference (fp32)")
+    for verdict, (colour, shape) in STYLES.items():
+        cells = [c for c in result["cells"] if c["verdict"] == verdict and headline in c["metrics"]]
+        if cells:
+            axes.scatter(
+                [c["weight_bytes"] / 1024 for c in cells],
+                [c["metrics"][headline] for c in cells],
+                c=colour, marker=shape, s=55, alpha=0.8, edgecolors="white", label=verdict,
+            )  # fmt: skip
+    chosen = next((c for c in result["cells"] if c["name"] == result["decision"]["cell"]), None)
+    if chosen:
+        at = (chosen["weight_bytes"] / 1024, chosen["metrics"][headline])
+        axes.scatter(*at, s=220, facecolors="none", edgecolors="black", lw=1.5, label="decision")
+    axes.set_xlabel("weights (KiB, scales and zero points included)")
+    axes.set_ylabel(f"{headline} on selection")
+    axes.set_title(f"{headline} against size")
+    axes.legend(fontsize=8)
+    return _png(figure, axes)
+
+
+def sqnr_by_site(certificates: Sequence[Mapping[str, str]], cell: str) -> bytes:
+    """Signal over quantization noise at each site of one cell."""
+    rows = [row for row in certificates if row["sqnr_db"] not in ("", None)]
+    sites = list(dict.fromkeys(row["site"] for row in rows))
+    figure = Figure(figsize=(7, max(2.4, 0.34 * len(sites) + 1.4)), layout="constrained")
+    axes = figure.add_subplot()
+    for offset, target, colour in ((-0.2, "weight", "#0072B2"), (0.2, "activation", "#E69F00")):
+        found = {r["site"]: float(r["sqnr_db"]) for r in rows if r["target"] == target}
+        if found:
+            places = [sites.index(site) + offset for site in found]
+            axes.barh(places, list(found.values()), height=0.38, color=colour, label=target)
+    axes.set_yticks(range(len(sites)), sites, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("SQNR (dB; more is closer to full precision)")
+    axes.set_title(f"Noise by site: {cell}", fontsize=10)
+    axes.legend(fontsize=8)
+    return _png(figure, axes)
+
+
+def error_against_bound(certificates: Sequence[Mapping[str, str]], cell: str) -> bytes:
+    """The largest in-range error at each site beside the bound that it may not pass."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for target, colour, shape in (("weight", "#0072B2", "o"), ("activation", "#E69F00", "^")):
+        rows = [r for r in certificates if r["target"] == target]
+        if rows:
+            axes.scatter(
+                range(len(rows)), [float(r["error_over_bound"]) for r in rows],
+                c=colour, marker=shape, s=45, label=target,
+            )  # fmt: skip
+    axes.axhline(1.0, color="black", lw=1.2, label="bound (half a step)")
+    axes.set_ylim(0, 1.15)
+    axes.set_xlabel("site, in order of the model")
+    axes.set_ylabel("largest in-range error / bound")
+    axes.set_title(f"Error against its bound: {cell}", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    return _png(figure, axes)
+
+
+def _png(figure: Figure, axes: Axes) -> bytes:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
+    return out.getvalue()

@@ -1,0 +1,66 @@
+"""The report: one self-contained HTML page, verdict first, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from audit.note import MARKS, criterion_text
+from audit.plots import accuracy_against_size, error_against_bound, sqnr_by_site
+
+
+def read_csv(data: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data.decode())))
+
+
+def plots(result: Mapping[str, Any], certificates: list[dict[str, str]], cell: str) -> dict[str, bytes]:
+    """PNG by name. ``certificates`` are those of the one cell that is shown site by site."""
+    figures = {"size": accuracy_against_size(result, result["headline"])}
+    if certificates:
+        figures["sqnr_by_site"] = sqnr_by_site(certificates, cell)
+        figures["error_against_bound"] = error_against_bound(certificates, cell)
+    return figures
+
+
+def report_html(
+    result: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    environ: Mapping[str, Any],
+    figures: Mapping[str, bytes],
+    cell: str,
+    certificates: list[dict[str, str]],
+    coverage: list[dict[str, str]],
+) -> str:
+    """The page. ``cell`` names the one whose certificate and coverage are shown."""
+    templates = Environment(
+        loader=PackageLoader("audit"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = {name: base64.b64encode(data).decode() for name, data in figures.items()}
+    return templates.get_template("report.html").render(
+        result=result,
+        plan=plan,
+        environ=environ,
+        images=images,
+        cell=cell,
+        certificates=certificates,
+        coverage=coverage,
+        marks=MARKS,
+        criterion_text=criterion_text,
+        headline=result["headline"],
+    )
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    """A recorded CSV, or nothing where the cell left none."""
+    path = folder / "files" / name
+    return read_csv(path.read_bytes()) if path.is_file() else []

@@ -1,0 +1,175 @@
+"""The command line: `halfstep COMMAND …`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from halfstep.errors import UserError
+
+BAD_INPUT, NOT_ACCEPTED, INTERRUPTED = 2, 3, 130
+
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
+
+app = typer.Typer(
+    name="halfstep",
+    help="Post-training quantization as an auditable process.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, see configs/.")]
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", envvar="HALFSTEP_STORE", help="Folder of the embedded store."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+DEFAULT_STORE = Path("mlruns")
+
+
+@app.command()
+def plan(config: Config, as_json: Json = False) -> None:
+    """Shows cells, sites, coverage and estimated cost; writes nothing."""
+    from flows.config import read_plan
+    from flows.forecast import forecast
+    from flows.show import print_forecast
+
+    found = forecast(read_plan(config))
+    _emit(found, as_json, print_forecast)
+
+
+@app.command()
+def sweep(
+    config: Config,
+    store: StoreOption = DEFAULT_STORE,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run anew; reuse nothing.")] = False,
+    require_accept: Annotated[
+        bool, typer.Option("--require-accept", help="Exit with 3 when no cell was accepted.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Runs the matrix, decides, and records everything. Run it again to take up where it stopped."""
+    from flows.show import print_sweep, progress_bar
+
+    with progress_bar():
+        result = _run_sweep(config, store, fresh)
+    _emit(result, as_json, lambda found: print_sweep(found, store))
+    if require_accept and result["decision"]["verdict"] != "accept":
+        raise typer.Exit(NOT_ACCEPTED)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Run id, sweep id or its start.")] = "",
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Shows a recorded sweep, or one of its cells; without an argument the newest sweep."""
+    from audit.lookup import find
+    from flows.show import print_cell, print_sweep
+
+    found = find(_existing(store), run)
+    if "cells" in found:
+        _emit(found, as_json, lambda result: print_sweep(result, store))
+    else:
+        _emit(found, as_json, print_cell)
+
+
+@app.command(name="list")
+def list_(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
+    """Lists all recorded sweeps, newest first."""
+    from audit.lookup import sweeps
+    from flows.show import print_list
+
+    _emit(sweeps(_existing(store)), as_json, print_list)
+
+
+@app.command()
+def ui(
+    store: StoreOption = DEFAULT_STORE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
+) -> None:
+    """Opens the MLflow UI on what was recorded; stop it with Ctrl-C."""
+    from audit.ui import serve
+
+    serve(_existing(store), host, port)
+
+
+@app.command()
+def doctor(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
+    """What this machine can do, and what is wrong with it."""
+    from audit.store import Store
+    from flows.doctor import examine
+    from flows.show import print_checks
+
+    checks = examine(Store(store))
+    _emit(checks, as_json, print_checks)
+    if any(check["status"] == "fail" for check in checks["checks"]):
+        raise typer.Exit(BAD_INPUT)
+
+
+def _run_sweep(config: Path, store: Path, fresh: bool) -> dict[str, Any]:
+    """Through Prefect where a server is configured; by itself where none is."""
+    from audit.store import Store
+    from flows.conduct import conduct
+    from flows.config import read_plan
+    from flows.server import configured_api
+
+    plan = read_plan(config)
+    if configured_api():
+        from flows.sweep import sweep as flow
+
+        result: dict[str, Any] = flow(str(config), str(store), fresh)
+        return result
+    return conduct(plan, config.read_text(encoding="utf-8"), Store(store), fresh=fresh)
+
+
+def _existing(store: Path) -> Any:
+    from audit.store import Store
+
+    found = Store(store)
+    if found.embedded and not found.database.exists():
+        raise UserError(
+            f"store {store} holds no recorded sweep yet; make one with: halfstep sweep CONFIG"
+        )
+    return found
+
+
+def _emit(value: Any, as_json: bool, pretty: Callable[[Any], None]) -> None:
+    if as_json:
+        json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        pretty(value)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"halfstep: {message}\n")
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point: user errors end with one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), BAD_INPUT)
+    except OSError as error:
+        if error.errno in _STORAGE_ERRORS:
+            _fail(f"{error.strerror}: {error.filename or 'the store'}. What was finished is kept; "
+                  "make room (or write access) and run the same command again", BAD_INPUT)
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted; finished cells are kept, run the same command to go on", INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

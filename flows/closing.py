@@ -1,0 +1,179 @@
+"""Closing a sweep: the decision's record, the report, every run's verdict, and the result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audit import encode, spool
+from audit.note import cell_note, sweep_note
+from audit.recorder import Recorder
+from audit.spool import Record
+from audit.store import SweepFolder
+from evaluators import EVALUATORS
+from flows.clock import Clock
+from flows.result import result_json
+from halfstep.scheme import Scheme
+from tasks.decide import Decision, decision_json
+from tasks.evaluate import Evaluated
+from tasks.load import Loaded
+
+if TYPE_CHECKING:
+    from audit.trail import Trail
+
+Cells = Sequence[tuple[Scheme, Evaluated]]
+
+
+def close(
+    loaded: Loaded,
+    decision: Decision,
+    references: Mapping[str, Evaluated],
+    cells: Cells,
+    confirmed: Evaluated | None,
+    parent: Record,
+    folder: SweepFolder,
+    recorder: Recorder,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Commits the decision, closes every run, and leaves the result where a rerun finds it."""
+    decided = decision_json(loaded, decision, cells, confirmed)
+    result = result_json(loaded, decision, decided, references, cells, confirmed, folder)
+    with clock.overhead("report"):
+        files = _files(loaded, decision, decided, result, cells, folder, parent)
+    with clock.overhead("record"):
+        record, place = _commit(loaded, decided, result, files, folder)
+        recorder.wait()
+        _fill_run_ids(result, recorder.run_ids, parent.key)
+
+        def close_runs(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
+            _close_runs(trail, parent_id, run_ids, result, record, place)
+
+        recorder.call(close_runs)
+        recorder.wait()
+    result["cells_reused"] = sum(done.reused for _, done in cells)
+    result["seconds"] = clock.summary() | {
+        "training": round(loaded.training_seconds, 3),
+        "recorder_cpu": round(recorder.cpu_seconds, 3),
+    }
+    data = encode.json_bytes(result)
+    recorder.call(lambda trail, parent_id, _: trail.attach(parent_id, "sweep.json", data))
+    recorder.wait()
+    staging = folder.result.with_suffix(f".{os.getpid()}")
+    staging.write_bytes(data)
+    staging.replace(folder.result)
+    return result | {"reused": False}
+
+
+def _files(
+    loaded: Loaded,
+    decision: Decision,
+    decided: Mapping[str, Any],
+    result: dict[str, Any],
+    cells: Cells,
+    folder: SweepFolder,
+    parent: Record,
+) -> dict[str, bytes]:
+    """The decision's artifacts."""
+    from audit.report import plots, report_html, table
+
+    scheme, shown = _detailed(loaded, decision, cells)
+    certificates = table(shown.folder, "certificate.csv")
+    figures = plots(result, certificates, scheme.name)
+    environ = folder.place("sweep", parent.key) / spool.FILES / "environment.json"
+    page = report_html(
+        result,
+        loaded.plan.to_json(),
+        json.loads(environ.read_bytes()),
+        figures,
+        scheme.name,
+        certificates,
+        table(shown.folder, "coverage.csv"),
+    )
+    return {
+        "decision.json": encode.json_bytes(decided),
+        "report.html": page.encode(),
+        "cells.csv": encode.csv_bytes([_row(c, result["headline"]) for c in result["cells"]]),
+        **{f"plots/{name}.png": data for name, data in figures.items()},
+    }
+
+
+def _detailed(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme, Evaluated]:
+    """The cell that the report shows site by site: the chosen one, else the closest."""
+    if decision.chosen is not None:
+        return next(cell for cell in cells if cell[0] == decision.chosen)
+    closeness = EVALUATORS[loaded.plan.task.evaluator].closeness
+    return min(cells, key=lambda cell: cell[1].record.metrics.get(closeness, float("inf")))
+
+
+def _row(cell: Mapping[str, Any], headline: str) -> dict[str, Any]:
+    return {
+        "cell": cell["name"],
+        "verdict": cell["verdict"],
+        "status": cell["status"],
+        headline: cell["metrics"].get(headline),
+        "weight_bytes": cell["weight_bytes"],
+        "reasons": "; ".join(cell["reasons"]),
+    }
+
+
+def _commit(
+    loaded: Loaded,
+    decided: Mapping[str, Any],
+    result: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    folder: SweepFolder,
+) -> tuple[Record, Path]:
+    key = loaded.key(kind="decision", digest=decided["digest"], sweep=folder.sweep_id)
+    place = folder.place("decision", key)
+    record = spool.read(place)
+    if record is None:
+        spool.discard_damaged(place)
+        verdicts = [cell["verdict"] for cell in result["cells"]]
+        headline = result["headline"]
+        metrics = {
+            **{f"cells_{v}": float(verdicts.count(v)) for v in ("accept", "reject", "inconclusive")},
+            "cells_failed": float(sum(c["status"] == "failed" for c in result["cells"])),
+            f"reference_{headline}": result["reference"]["selection"]["metrics"][headline],
+        }
+        record = spool.commit(place, Record("decision", key, "decision", metrics=metrics), files)
+    return record, place
+
+
+def _fill_run_ids(result: dict[str, Any], run_ids: Mapping[str, str], parent_key: str) -> None:
+    result["run_id"] = run_ids[parent_key]
+    confirmation = [result["confirmation"]] if result["confirmation"] else []
+    for cell in [*result["cells"], *confirmation]:
+        cell["run_id"] = run_ids[cell["key"]]
+    for reference in result["reference"].values():
+        reference["run_id"] = run_ids[reference["key"]]
+
+
+def _close_runs(
+    trail: Trail,
+    parent_id: str,
+    run_ids: Mapping[str, str],
+    result: Mapping[str, Any],
+    record: Record,
+    place: Path,
+) -> None:
+    """Verdicts and notes on every run; the parent last, so that a finished parent means all is."""
+    confirmation = [result["confirmation"]] if result["confirmation"] else []
+    for cell in [*result["cells"], *confirmation]:
+        finished = cell["status"] == "finished"
+        tags = {"verdict": cell["verdict"], "status": cell["status"]}
+        trail.end(run_ids[cell["key"]], tags, cell_note(cell), record.ended, finished)
+    for split, reference in result["reference"].items():
+        note = f"Full precision on the {split} split."
+        trail.end(run_ids[reference["key"]], {}, note, record.ended, True)
+    trail.add(parent_id, record, place)
+    decision, note = result["decision"], sweep_note(result)
+    tags = {
+        "verdict": decision["verdict"],
+        "cell": decision["cell"] or "none",
+        "decision_digest": decision["digest"],
+    }
+    trail.describe(note)
+    trail.end(parent_id, tags, note, record.ended, True)

@@ -1,0 +1,118 @@
+"""The sweep itself, as a plain function over steps: it runs with and without Prefect."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from audit import environment, spool
+from audit.recorder import Recorder
+from audit.store import Store, SweepFolder
+from flows.clock import Clock
+from flows.closing import close
+from flows.opening import open_sweep
+from flows.progress import reporter
+from halfstep.scheme import Scheme
+from tasks.evaluate import Evaluated
+from tasks.load import Loaded
+from tasks.plan import Plan
+from tasks.steps import PLAIN, Steps
+
+
+def conduct(
+    plan: Plan, config_text: str, store: Store, *, fresh: bool = False, steps: Steps = PLAIN
+) -> dict[str, Any]:
+    """Runs a sweep, or what is left of it, and returns its result (see `flows.result`).
+
+    Raises:
+        UserError: config, model, data or store are at fault.
+    """
+    clock = Clock()
+    store.check_writable()
+    with ThreadPoolExecutor(1) as beside, clock.work("load"):
+        environ = beside.submit(environment.capture)
+        reporter().say("loading data and subject")
+        loaded = steps.load(plan, store.path)
+    with store.writing(f"sweep of {plan.name!r}"):
+        folder = store.sweep(loaded.sweep_key, fresh)
+        finished = _finished(folder, store)
+        if finished is not None:
+            return finished | {"reused": True}
+        spool.sweep_unfinished(folder.path)
+        recorder = Recorder(store, plan.name, folder.sweep_id)
+        try:
+            return _sweep(loaded, config_text, environ, folder, recorder, steps, clock)
+        finally:
+            recorder.close()
+
+
+def _sweep(
+    loaded: Loaded,
+    config_text: str,
+    environ: Future[dict[str, Any]],
+    folder: SweepFolder,
+    recorder: Recorder,
+    steps: Steps,
+    clock: Clock,
+) -> dict[str, Any]:
+    plan, report = loaded.plan, reporter()
+    report.expect(planned_examples(loaded))
+    with clock.overhead("record"):
+        parent = open_sweep(loaded, config_text, environ.result(), folder, recorder)
+
+    def evaluated(done: Evaluated, stage: str) -> Evaluated:
+        clock.add_work(stage, done.seconds)
+        recorder.child(done.record, done.folder)
+        return done
+
+    report.say("reference")
+    references = {
+        split: evaluated(steps.reference(loaded, split, folder, report.advance), "reference")
+        for split in ("selection", "confirmation")
+    }
+    report.say("calibrating")
+    with clock.work("calibrate"):
+        treatments = steps.calibrate(loaded, folder, report.advance)
+
+    def run(scheme: Scheme, split: str, stage: str) -> Evaluated:
+        done = steps.cell(
+            loaded, treatments, scheme, split, references[split], folder, report.advance
+        )
+        return evaluated(done, stage)
+
+    cells: list[tuple[Scheme, Evaluated]] = []
+    for number, scheme in enumerate(plan.schemes, 1):
+        report.say(f"{number}/{len(plan.schemes)} {scheme.name}")
+        cells.append((scheme, run(scheme, "selection", "cells")))
+    report.say("judging")
+    with clock.work("decide"):
+        judgements, chosen = steps.select(loaded, references["selection"], cells)
+    confirmed = None
+    if chosen is not None:
+        report.say(f"confirming {chosen.name}")
+        confirmed = run(chosen, "confirmation", "confirm")
+    with clock.work("decide"):
+        decision = steps.conclude(loaded, judgements, chosen, references["confirmation"], confirmed)
+    report.say("recording")
+    result: dict[str, Any] = steps.record(
+        close, loaded, decision, references, cells, confirmed, parent, folder, recorder, clock
+    )
+    return result
+
+
+def planned_examples(loaded: Loaded) -> int:
+    """Examples that all passes of a sweep see, for the progress bar and the plan's estimate."""
+    sizes = {name: len(examples) for name, examples in loaded.splits.items()}
+    cells = len(loaded.plan.schemes)
+    return sizes["calibration"] + (2 + cells) * sizes["selection"] + 2 * sizes["confirmation"]
+
+
+def _finished(folder: SweepFolder, store: Store) -> dict[str, Any] | None:
+    """The result of a sweep that is complete, here and in the tracking store."""
+    if not folder.result.exists():
+        return None
+    from audit.trail import has_run
+
+    result: dict[str, Any] = json.loads(folder.result.read_bytes())
+    return result if has_run(store, result["run_id"]) else None

@@ -1,0 +1,74 @@
+"""The forecast behind `halfstep plan`: cells, sites, coverage and cost, with nothing written."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from evaluators import EVALUATORS
+from halfstep.resources import bit_operations, reference_bytes, weight_bytes
+from tasks.load import check_disjoint, prepare, take
+from tasks.plan import Plan
+
+
+def forecast(plan: Plan) -> dict[str, Any]:
+    """Reads the data and builds the model's structure (untrained), and counts.
+
+    Raises:
+        UserError: whatever would stop the sweep before its first cell, save bad weights.
+    """
+    torch.set_num_threads(plan.compute.threads)
+    pools = plan.task.data.load()
+    for name, examples in pools.items():
+        EVALUATORS[plan.task.evaluator].check(f"pool {name!r}", examples)
+    splits = {name: take(name, spec, pools) for name, spec in plan.task.splits().items()}
+    check_disjoint(splits)
+    folding, sites, places = prepare(plan, plan.subject.structure(pools), splits["calibration"])
+    reference = reference_bytes(folding.model)
+    sizes = {name: len(examples) for name, examples in splits.items()}
+    cells = len(plan.schemes)
+    passes = {
+        "calibration": sizes["calibration"],
+        "reference": 2 * sizes["selection"] + sizes["confirmation"],
+        "cells": cells * sizes["selection"],
+        "confirmation": sizes["confirmation"],
+    }
+    batch = splits["selection"].inputs[: plan.compute.batch_size]
+    per_example = _seconds(folding.model, batch) / len(batch)
+    return {
+        "name": plan.name,
+        "subject": plan.to_json()["subject"],
+        "splits": sizes,
+        "criteria": [criterion.to_json() for criterion in plan.task.criteria],
+        "objective": plan.objective,
+        "duplicates": plan.folded_duplicates,
+        "cells": [
+            {
+                "name": scheme.name,
+                "scheme": scheme.to_json(),
+                "weight_bytes": (size := weight_bytes(folding.model, sites, scheme)),
+                "weight_ratio": size / reference,
+                "bit_operations_ratio": bit_operations(places, scheme)
+                / max(bit_operations(places, None), 1),
+            }
+            for scheme in plan.schemes
+        ],
+        "sites": [{"name": site.name, "kind": site.kind} for site in sites],
+        "coverage": [vars(place) for place in places],
+        "notes": list(folding.notes),
+        "examples_to_run": passes,
+        "estimated_seconds": round(sum(passes.values()) * per_example, 1),
+    }
+
+
+def _seconds(model: torch.nn.Module, batch: torch.Tensor) -> float:
+    """Best of three plain passes, after one to warm up."""
+    times = []
+    with torch.inference_mode():
+        for _ in range(4):
+            before = time.perf_counter()
+            model(batch)
+            times.append(time.perf_counter() - before)
+    return min(times[1:])

@@ -1,0 +1,103 @@
+"""Opening a sweep: the parent's record holds everything known before the first cell runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from audit import encode, spool
+from audit.recorder import Recorder
+from audit.spool import Record
+from audit.store import SweepFolder
+from tasks.evaluate import coverage_rows
+from tasks.load import Loaded
+
+
+def open_sweep(
+    loaded: Loaded,
+    config_text: str,
+    environ: dict[str, Any],
+    folder: SweepFolder,
+    recorder: Recorder,
+) -> Record:
+    """Commits the parent's record, or finds the one that an interrupted sweep left."""
+    place = folder.place("sweep", loaded.sweep_key)
+    record = spool.read(place)
+    if record is None:
+        spool.discard_damaged(place)
+        record = spool.commit(
+            place, _record(loaded, folder), _files(loaded, config_text, environ)
+        )
+    recorder.sweep(record, place, _datasets(loaded))
+    return record
+
+
+def _record(loaded: Loaded, folder: SweepFolder) -> Record:
+    plan = loaded.plan
+    return Record(
+        kind="sweep",
+        key=loaded.sweep_key,
+        name=f"{plan.name} · {folder.sweep_id}",
+        tags={
+            "subject_digest": loaded.subject.digest,
+            "protocol_digest": loaded.protocol_digest,
+            **{f"{split}_sha256": e.digest for split, e in loaded.splits.items()},
+        },
+        params={
+            "evaluator": plan.task.evaluator,
+            "objective": plan.objective,
+            "cells": str(len(plan.schemes)),
+            "threads": str(plan.compute.threads),
+            "batch_size": str(plan.compute.batch_size),
+            **{
+                f"criterion.{c.metric}": f"{c.limit} {c.margin:g}"
+                + ("" if c.counted else f" at {c.confidence:.0%}")
+                for c in plan.task.criteria
+            },
+        },
+        started=time.time(),
+    )
+
+
+def _files(loaded: Loaded, config_text: str, environ: dict[str, Any]) -> dict[str, bytes]:
+    return {
+        "config/config.yaml": config_text.encode(),
+        "config/plan.json": encode.json_bytes(loaded.plan.to_json()),
+        "config/protocol.json": encode.json_bytes(loaded.protocol),
+        "environment.json": encode.json_bytes(environ),
+        "subject.json": encode.json_bytes(_subject(loaded)),
+        "coverage.csv": encode.csv_bytes(coverage_rows(loaded, loaded.plan.schemes[0])),
+    }
+
+
+def _subject(loaded: Loaded) -> dict[str, Any]:
+    return {
+        "digest": loaded.subject.digest,
+        "origin": loaded.subject.origin,
+        "implementation": loaded.implementation,
+        "architecture": str(loaded.subject.model).splitlines(),
+        "sites": [{"name": site.name, "kind": site.kind} for site in loaded.sites],
+        "batch_norm": {
+            "folded": list(loaded.folding.folded),
+            "max_relative_difference": loaded.folding.max_relative_difference,
+            "notes": list(loaded.folding.notes),
+        },
+    }
+
+
+def _datasets(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """What MLflow shows as dataset inputs; its own digests read only the first rows."""
+    source = json.dumps(loaded.plan.to_json()["tasks"][0]["data"])  # type: ignore[index]
+    return {
+        split: {
+            "name": f"{loaded.plan.task.name} {split}",
+            "sha256": examples.digest,
+            "examples": len(examples),
+            "source": source,
+            "profile": json.dumps(
+                {"examples": len(examples), "shape": list(examples.inputs.shape[1:])}
+            ),
+        }
+        for split, examples in loaded.splits.items()
+    }

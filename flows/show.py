@@ -1,0 +1,189 @@
+"""What people read on the terminal: tables and colours there, plain tab-separated lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from audit.note import criterion_text
+from flows.progress import Reporter, reporting
+
+COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow",
+           "ok": "green", "warn": "yellow", "fail": "red"}  # fmt: skip
+
+
+@contextmanager
+def progress_bar() -> Iterator[None]:
+    """A bar with the time left on a terminal; a line a step elsewhere. On standard error."""
+    if not sys.stderr.isatty():
+        with reporting(Reporter(say=lambda text: print(text, file=sys.stderr, flush=True))):
+            yield
+        return
+    columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+               TextColumn("{task.description}"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        to = Reporter(
+            expect=lambda examples: bar.update(task, total=examples),
+            advance=lambda examples: bar.advance(task, examples),
+            say=lambda text: bar.update(task, description=escape(text)),
+        )
+        with reporting(to):
+            yield
+
+
+def print_sweep(result: Mapping[str, Any], store: Path) -> None:
+    """Cells, decision, and where to look."""
+    headline = result["headline"]
+    reference = result["reference"]["selection"]["metrics"]
+    _say(
+        f"{result['name']} · sweep {result['sweep_id']} · reference {headline} "
+        f"{reference[headline]:.4f} on {result['splits']['selection']['examples']} examples"
+    )
+    base = reference["weight_bytes"]
+    rows = [
+        [
+            cell["name"],
+            cell["verdict"] if cell["status"] == "finished" else cell["status"],
+            f"{cell['metrics'][headline]:.4f}" if headline in cell["metrics"] else "-",
+            f"{cell['weight_bytes'] / base:.3f}" if cell["weight_bytes"] else "-",
+            cell["reasons"][0] if cell["reasons"] else "",
+        ]
+        for cell in result["cells"]
+    ]
+    _table(["cell", "verdict", headline, "size", "why"], rows)
+    _notes(result)
+    decision = result["decision"]
+    _say("")
+    _say(f"{decision['verdict'].upper()}: {decision['summary']}", style=COLOURS[decision["verdict"]])
+    if result["confirmation"]:
+        for finding in result["confirmation"]["findings"]:
+            _say(f"  {finding['verdict']}: {finding['reason']}")
+    _say("")
+    if result.get("reused"):
+        _say("This sweep was recorded before with the same digests; nothing was run. --fresh runs anew.")
+    elif result.get("cells_reused"):
+        _say(f"{result['cells_reused']} cell(s) were recorded before and not run again.")
+    seconds = result["seconds"]
+    _say(
+        f"{seconds['total']:.1f} s, of which orchestration and recording "
+        f"{seconds['overhead_share']:.0%}"
+    )
+    _say(f"run {result['run_id']} · decision {decision['digest'][:16]}")
+    _say(f"look: halfstep ui --store {store}   (experiment {result['experiment']!r})")
+
+
+def _notes(result: Mapping[str, Any]) -> None:
+    """What was named on the way, once each."""
+    counted: dict[str, int] = {}
+    for cell in result["cells"]:
+        for note in cell["notes"]:
+            counted[note] = counted.get(note, 0) + 1
+    notes = [*result["batch_norm"]["notes"]]
+    notes += [f"{note} ({n} cells)" for note, n in counted.items()]
+    if not result["deterministic"]:
+        notes.insert(0, "the reference gave different outcomes when it was evaluated twice")
+    for note in notes[:12]:
+        _say(f"note: {note}")
+    if len(notes) > 12:
+        _say(f"note: and {len(notes) - 12} more; see certificate.csv of the cells")
+
+
+def print_cell(found: Mapping[str, Any]) -> None:
+    """One recorded run that is not a sweep."""
+    _say(f"{found['name']} · {found['kind']} of sweep {found['sweep_id']} · {found['status']}")
+    for line in found["note"].splitlines():
+        _say(line)
+    _table(["metric", "value"], [[k, f"{v:.6g}"] for k, v in sorted(found["metrics"].items())])
+
+
+def print_list(found: Mapping[str, Any]) -> None:
+    """All sweeps."""
+    rows = [
+        [
+            line["sweep_id"],
+            line["name"],
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(line["started"] / 1000)),
+            line["verdict"] or line["status"],
+            line["cell"] or "-",
+            (line["subject_digest"] or "")[:12],
+        ]
+        for line in found["sweeps"]
+    ]
+    _table(["sweep", "name", "started", "verdict", "cell", "subject"], rows)
+
+
+def print_forecast(found: Mapping[str, Any]) -> None:
+    """What a sweep would do."""
+    _say(f"{found['name']}: {len(found['cells'])} cells, {len(found['sites'])} sites, "
+         + ", ".join(f"{name} {n}" for name, n in found["splits"].items()) + " examples")
+    if found["duplicates"]:
+        _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
+    for note in found["notes"]:
+        _say(f"note: {note}")
+    for criterion in found["criteria"]:
+        _say(f"criterion: {criterion_text(criterion)}")
+    rows = [
+        [c["name"], f"{c['weight_bytes']:,}", f"{c['weight_ratio']:.3f}",
+         f"{c['bit_operations_ratio']:.3f}"]
+        for c in found["cells"]
+    ]  # fmt: skip
+    _table(["cell", "weight bytes", "size", "bit operations"], rows)
+    parameters = sum(p["parameters"] for p in found["coverage"]) or 1
+    macs = sum(p["macs"] for p in found["coverage"]) or 1
+    shown = [p for p in found["coverage"] if p["quantized"] or p["parameters"] or p["macs"]]
+    _table(
+        ["place", "kind", "parameters", "MACs", "quantized"],
+        [
+            [p["name"], p["kind"], f"{p['parameters'] / parameters:.1%}",
+             f"{p['macs'] / macs:.1%}", "yes" if p["quantized"] else f"no: {p['reason']}"]
+            for p in shown
+        ],
+    )  # fmt: skip
+    total = sum(found["examples_to_run"].values())
+    _say(f"cost: {total:,} forward examples, about {found['estimated_seconds']:.0f} s at full "
+         "precision's speed, training not counted; nothing was written")
+
+
+def print_checks(found: Mapping[str, Any]) -> None:
+    """The doctor's findings."""
+    _table(
+        ["check", "status", "found"],
+        [[c["check"], c["status"], c["found"]] for c in found["checks"]],
+    )
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    _console().print(escape(text), style=style)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not sys.stdout.isatty():
+        print("\t".join(headers))
+        for row in rows:
+            print("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*[_coloured(value) for value in row])
+    Console(highlight=False).print(table)
+
+
+def _coloured(value: str) -> str:
+    colour = COLOURS.get(value)
+    return f"[{colour}]{value}[/]" if colour else escape(value)

@@ -1,0 +1,39 @@
+"""The sweep as a Prefect flow. Deploy it as ``flows.sweep.sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from audit.note import sweep_note
+from audit.store import Store
+from flows.conduct import conduct
+from flows.config import read_plan
+from tasks.orchestrated import TASKS
+
+
+@flow(
+    name="halfstep sweep",
+    flow_run_name="sweep {config}",
+    persist_result=False,
+    validate_parameters=False,
+)
+def sweep(config: str, store: str = "mlruns", fresh: bool = False) -> dict[str, Any]:
+    """Sweeps one config; the tasks are load, reference, calibrate, each cell, decide, record."""
+    path = Path(config)
+    result = conduct(
+        read_plan(path), path.read_text(), Store(Path(store)), fresh=fresh, steps=TASKS
+    )
+    create_markdown_artifact(sweep_note(result), key="halfstep-decision")
+    create_table_artifact(
+        [
+            {"cell": c["name"], "verdict": c["verdict"], "weight bytes": c["weight_bytes"]}
+            | {k: round(c["metrics"][k], 4) for k in (result["headline"],) if k in c["metrics"]}
+            for c in result["cells"]
+        ],
+        key="halfstep-cells",
+    )
+    return result

@@ -1,0 +1,34 @@
+"""The steps of a sweep as one value, so that the flow is written once for both ways of running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from evaluators.acceptance import Judgement
+from halfstep.scheme import Scheme
+from halfstep.treatments import Treatments
+from tasks.decide import Decision, conclude, select
+from tasks.evaluate import Evaluated, measure_reference, run_calibration, run_cell
+from tasks.load import Loaded, load
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a flow calls. `PLAIN` holds the functions; `tasks.orchestrated` wraps each as a task."""
+
+    load: Callable[..., Loaded]
+    reference: Callable[..., Evaluated]
+    calibrate: Callable[..., Treatments]
+    cell: Callable[..., Evaluated]
+    select: Callable[..., tuple[dict[str, Judgement], Scheme | None]]
+    conclude: Callable[..., Decision]
+    record: Callable[..., Any]
+
+
+def _record(closing: Callable[..., Any], *arguments: Any) -> Any:
+    return closing(*arguments)
+
+
+PLAIN = Steps(load, measure_reference, run_calibration, run_cell, select, conclude, _record)
