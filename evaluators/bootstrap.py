@@ -86,20 +86,29 @@ def paired_bootstrap(
         cells: features of each cell, float64 ``[n, k]``.
         reference: features of the reference, same shape.
     """
-    n = len(reference)
-    stacked = np.concatenate([reference, *cells], axis=1)
-    parts = [counts @ stacked for counts in resampling_counts(n, resamples)]
-    sums = np.concatenate(parts).reshape(resamples, len(cells) + 1, -1)
-    values = aggregate(sums)
-    drawn = values[:, 1:] - values[:, :1]
-    whole = stacked.sum(axis=0).reshape(len(cells) + 1, -1)
-    left_out = aggregate(whole - stacked.reshape(n, len(cells) + 1, -1))
-    jackknife = left_out[:, 1:] - left_out[:, :1]
-    total = aggregate(whole)
-    observed = total[1:] - total[0]
-    return [
-        _bca(float(observed[i]), np.sort(drawn[:, i]), jackknife[:, i]) for i in range(len(cells))
-    ]
+    base = np.empty((resamples, reference.shape[1]))
+    shifts = [np.empty_like(base) for _ in cells]
+    # A cell is the reference plus a difference that is zero in most rows where outcomes are
+    # discrete: only the others need to be summed for each cell.
+    changes = [cell - reference for cell in cells]
+    rows = [np.flatnonzero(change.any(axis=1)) for change in changes]
+    start = 0
+    for counts in resampling_counts(len(reference), resamples):
+        part = slice(start, start + len(counts))
+        base[part] = counts @ reference
+        for shift, change, used in zip(shifts, changes, rows, strict=True):
+            sparse = 2 * len(used) < len(change)
+            shift[part] = counts[:, used] @ change[used] if sparse else counts @ change
+        start += len(counts)
+    drawn_reference, total_reference = aggregate(base), aggregate(reference.sum(axis=0))
+    without = aggregate(reference.sum(axis=0) - reference)
+    result = []
+    for cell, shift in zip(cells, shifts, strict=True):
+        drawn = aggregate(base + shift) - drawn_reference
+        jackknife = aggregate(cell.sum(axis=0) - cell) - without
+        observed = float(aggregate(cell.sum(axis=0)) - total_reference)
+        result.append(_bca(observed, np.sort(drawn), jackknife))
+    return result
 
 
 def _bca(observed: float, resampled: np.ndarray, jackknife: np.ndarray) -> Bootstrap:

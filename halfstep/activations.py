@@ -42,11 +42,21 @@ class StaticQuantizer:
         object.__setattr__(self, "_scale", float(self.qparams.scale))
         object.__setattr__(self, "_inverse", float(self.qparams.scale.reciprocal()))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Fake-quantizes ``x``, into ``out`` where one is given."""
         fmt = self.qparams.format
-        u = x * self._inverse if fmt.scaled else x.clone()  # type: ignore[attr-defined]
+        # Times one is a copy: formats that are only cast have scale 1.
+        u = torch.mul(x, self._inverse, out=out)  # type: ignore[attr-defined]
         fmt.round_(u, self._lower, self._upper)  # type: ignore[attr-defined]
         return u.mul_(self._scale) if fmt.scaled else u  # type: ignore[attr-defined]
+
+    def same_as(self, other: StaticQuantizer) -> bool:
+        """True where both give the same numbers: equal format, scale and zero point."""
+        return self is other or (
+            self.qparams.format is other.qparams.format
+            and torch.equal(self.qparams.scale, other.qparams.scale)
+            and torch.equal(self.qparams.zero_point, other.qparams.zero_point)
+        )
 
     def qparams_for(self, x: Tensor) -> QParams:
         shape = [1] * x.dim()

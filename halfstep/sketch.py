@@ -19,13 +19,15 @@ BINS = 65536
 _EXPONENT_ALL_ONES = 0x7F80  # infinities and NaN start here, for either sign
 
 
-def count_patterns(x: Tensor) -> np.ndarray:
-    """Counts ``x`` (any float dtype and device) by float32 upper half: int64, shape (65536,)."""
-    flat = x.detach().float().contiguous().flatten()
-    if flat.device.type == "cpu":
-        return np.bincount(flat.numpy().view(np.uint16)[1::2], minlength=BINS)
-    upper = (flat.view(torch.int32) >> 16) & 0xFFFF
-    return torch.bincount(upper, minlength=BINS).cpu().numpy()
+def patterns(x: Tensor) -> Tensor:
+    """The float32 upper halves of ``x`` (any float dtype) as int32 0..65535: a copy, flat."""
+    halves = x.detach().float().contiguous().flatten().view(torch.int32) >> 16
+    return halves.bitwise_and_(0xFFFF)
+
+
+def count_patterns(halves: Tensor) -> np.ndarray:
+    """How often each pattern occurs: int64, shape (65536,). Runs without Python's lock."""
+    return torch.bincount(halves, minlength=BINS).cpu().numpy()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Sketch:
 
     @staticmethod
     def of(x: Tensor) -> Sketch:
+        """The sketch of one tensor's values."""
         lo, hi = torch.aminmax(x.detach())
-        return Sketch(count_patterns(x), float(lo), float(hi))
+        return Sketch(count_patterns(patterns(x)), float(lo), float(hi))
 
     def __add__(self, other: Sketch) -> Sketch:
         return Sketch(

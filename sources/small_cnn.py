@@ -65,6 +65,8 @@ class SmallCnn:
     shift: int = 1
     """Training images are moved by up to this many pixels: a small set's only augmentation."""
     seed: int = 0
+    threads: int = 1
+    """Torch threads while training. Part of the recipe: it can move the last bit."""
 
     def structure(self, pools: Pools) -> nn.Module:
         """The model before training: enough to see sites and sizes."""
@@ -81,7 +83,7 @@ class SmallCnn:
 
     def load(self, pools: Pools, cache: Path) -> Subject:
         """The trained model, from the cache where it was trained before."""
-        with deterministic(self.seed):
+        with deterministic(self.seed, self.threads):
             model = self.structure(pools)
         train = pools["train"]
         key = digest_json(
@@ -90,7 +92,6 @@ class SmallCnn:
                 "data": train.digest,
                 "code": digest_code([Path(__file__).parent]),
                 "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
                 "cpu": torch.backends.cpu.get_cpu_capability(),
             }
         )
@@ -99,7 +100,7 @@ class SmallCnn:
         if path.is_file():
             model.load_state_dict(load_file(path))
             return Subject(model, origin, reused=True)
-        with deterministic(self.seed):
+        with deterministic(self.seed, self.threads):
             self._train(model, train)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -138,13 +139,15 @@ def _shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def deterministic(seed: int) -> Iterator[None]:
-    """Seeds torch and insists on deterministic operators; puts both back afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
+def deterministic(seed: int, threads: int) -> Iterator[None]:
+    """Seeds torch, fixes its threads, insists on deterministic operators; then puts all back."""
+    before, threads_before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
+            torch.set_num_threads(threads_before)

@@ -1,0 +1,79 @@
+"""What a sweep costs over its floor, on the Fashion-MNIST subject.
+
+    make bench            (or: python -m benchmarks.sweep_over_floor [rounds])
+
+Floor: one FP32 pass over the calibration data and, for each of the 24 cells, one FP32 pass over the
+selection data, with the same batch size and threads. Floor and sweep are timed alternately in one
+run; the ratios are medians over the rounds. Training is done before and not timed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from audit.store import Store
+from flows.conduct import conduct
+from flows.config import read_plan
+from halfstep.observe import calibrate
+from tasks.load import Loaded, load
+
+CONFIG = Path(__file__).parent.parent / "configs" / "fashion-mnist.yaml"
+
+
+def main(rounds: int) -> None:
+    plan = read_plan(CONFIG)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        print("training the subject once, not timed …", file=sys.stderr, flush=True)
+        loaded = load(plan, store.path)
+        calibration, sweeps, stages = [], [], []
+        for number in range(rounds + 1):
+            plain = _timed(lambda: _pass(loaded, "calibration"))
+            observed = _timed(lambda: _calibrate(loaded))
+            floor = plain + _timed(lambda: [_pass(loaded, "selection") for _ in plan.schemes])
+            started = time.perf_counter()
+            result = conduct(plan, CONFIG.read_text(), store, fresh=True)
+            took = time.perf_counter() - started
+            if number == 0:
+                continue  # imports, a new database and cold caches are paid once a process
+            calibration.append(observed / plain)
+            sweeps.append(took / floor)
+            stages.append({**result["seconds"], "floor": floor, "sweep": took})
+            print(f"round {number}: floor {floor:.2f} s, sweep {took:.2f} s", file=sys.stderr)
+        print(f"{len(plan.schemes)} cells, {len(loaded.splits['selection'])} selection examples, "
+              f"batch {plan.compute.batch_size}, {plan.compute.threads} thread(s)")
+        print(f"calibration pass over a plain pass   {statistics.median(calibration):.2f}")
+        print(f"whole sweep over its floor           {statistics.median(sweeps):.2f}")
+        print("where the time goes, as multiples of the floor (medians):")
+        for stage in ("load", "reference", "calibrate", "cells", "confirm", "decide", "report",
+                      "record"):  # fmt: skip
+            share = statistics.median(s.get(stage, 0.0) / s["floor"] for s in stages)
+            print(f"  {stage:<12}{share:.3f}")
+
+
+def _pass(loaded: Loaded, split: str) -> None:
+    with torch.inference_mode():
+        for batch in loaded.splits[split].inputs.split(loaded.plan.compute.batch_size):
+            loaded.model(batch)
+
+
+def _calibrate(loaded: Loaded) -> None:
+    batches = loaded.splits["calibration"].inputs.split(loaded.plan.compute.batch_size)
+    calibrate(loaded.model, loaded.sites, batches)
+
+
+def _timed(act: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    act()
+    return time.perf_counter() - before
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
