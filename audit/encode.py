@@ -49,7 +49,8 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 def columns_digest(columns: Mapping[str, np.ndarray]) -> str:
     """Digest over the values of a table, independent of how a file encodes them."""
     parts: Iterable[bytes] = (
-        f"{name}|{column.dtype.str}|{column.shape}|".encode() + np.ascontiguousarray(column).tobytes()
+        f"{name}|{column.dtype.str}|{column.shape}|".encode()
+        + np.ascontiguousarray(column).tobytes()
         for name, column in sorted(columns.items())
     )
     return digest_bytes(b"".join(parts))

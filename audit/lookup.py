@@ -34,7 +34,9 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
     if not wanted:
         finished = [run for run in runs if run.info.status == "FINISHED"]
         if not finished:
-            raise UserError("no finished sweep is recorded yet; make one with: halfstep sweep CONFIG")
+            raise UserError(
+                "no finished sweep is recorded yet; make one with: halfstep sweep CONFIG"
+            )
         return _result(client, finished[0])
     matches = [r for r in runs if r.data.tags[PREFIX + "sweep_id"].startswith(wanted)]
     matches += [r for r in runs if r.info.run_id.startswith(wanted) and r not in matches]

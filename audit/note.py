@@ -56,8 +56,8 @@ def cell_note(cell: Mapping[str, Any]) -> str:
     if certificate:
         lines.append(
             f"Certificate: {'every bound holds' if certificate['holds'] else 'A BOUND IS BROKEN'} "
-            f"over {certificate['elements']:,} values at {certificate['sites']} places; the largest "
-            f"in-range error is {certificate['error_over_bound']:.3f} of its bound; "
+            f"over {certificate['elements']:,} values at {certificate['sites']} places; the "
+            f"largest in-range error is {certificate['error_over_bound']:.3f} of its bound; "
             f"{certificate['clipped_share']:.2%} clipped."
         )
     if coverage:
@@ -79,4 +79,5 @@ def criterion_text(criterion: Mapping[str, Any]) -> str:
         if "max_drop" in criterion
         else ("increase", criterion["max_increase"])
     )
-    return f"{name} may {word} by less than {margin:g}, shown with {criterion['confidence']:.0%} confidence"
+    shown = f"shown with {criterion['confidence']:.0%} confidence"
+    return f"{name} may {word} by less than {margin:g}, {shown}"

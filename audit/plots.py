@@ -1,4 +1,4 @@
-"""Plots of a sweep, as PNG: readable in grey, in print, and by those who see colours differently."""
+"""Plots of a sweep, as PNG: readable in grey, in print, and with any kind of colour vision."""
 
 from __future__ import annotations
 

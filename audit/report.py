@@ -19,7 +19,9 @@ def read_csv(data: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(data.decode())))
 
 
-def plots(result: Mapping[str, Any], certificates: list[dict[str, str]], cell: str) -> dict[str, bytes]:
+def plots(
+    result: Mapping[str, Any], certificates: list[dict[str, str]], cell: str
+) -> dict[str, bytes]:
     """PNG by name. ``certificates`` are those of the one cell that is shown site by site."""
     figures = {"size": accuracy_against_size(result, result["headline"])}
     if certificates:

@@ -1,4 +1,4 @@
-"""The store: where records, caches and the embedded tracking database live; one writer at a time."""
+"""The store: records, caches and the embedded tracking database; one writer at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,8 +102,13 @@ class Store:
             place = place.parent
         if not place.is_dir():
             raise UserError(f"store {self.path}: {place} is a file, not a folder")
-        if not os.access(place, os.W_OK):
-            raise UserError(f"store {self.path} is read-only; name another with --store FOLDER")
+        try:
+            tempfile.TemporaryFile(dir=place).close()  # permissions alone do not tell it all
+        except OSError as error:
+            raise UserError(
+                f"store {self.path} cannot be written ({error.strerror}); name another with "
+                "--store FOLDER"
+            ) from error
         free = shutil.disk_usage(place).free
         if free < LEAST_FREE_BYTES:
             raise UserError(

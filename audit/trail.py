@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sqlite3
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,12 +60,8 @@ def connect(store: Store) -> MlflowClient:
     if store.embedded:
         check_database(store.database)
         store.artifacts.mkdir(parents=True, exist_ok=True)
-        fresh = not store.database.exists()
-        client = MlflowClient(store.tracking_uri)
-        client.search_experiments(max_results=1)
-        if fresh:
-            _use_write_ahead_log(store.database)
-        return client
+        if not store.database.exists():
+            _make_database(store.database)
     return MlflowClient(store.tracking_uri)
 
 
@@ -81,11 +79,20 @@ def check_database(path: Path) -> None:
         )
 
 
-def _use_write_ahead_log(path: Path) -> None:
-    import sqlite3
+def _make_database(path: Path) -> None:
+    """Makes the embedded database aside and moves it in place whole.
 
-    with sqlite3.connect(path) as connection:
+    MLflow's migrations take seconds and do not survive being killed half way: the next start would
+    find tables that "already exist".
+    """
+    for leftover in path.parent.glob(f".{path.name}.making-*"):
+        leftover.unlink()
+    making = path.with_name(f".{path.name}.making-{os.getpid()}")
+    MlflowClient(f"sqlite:///{making}").search_experiments(max_results=1)
+    with contextlib.closing(sqlite3.connect(making)) as connection:
         connection.execute("PRAGMA journal_mode=wal")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    making.replace(path)
 
 
 class Trail:
@@ -136,7 +143,9 @@ class Trail:
         metrics = [Metric(name, value, at, 0) for name, value in record.metrics.items()]
         params = [Param(k, v[:LONGEST_PARAM]) for k, v in record.params.items()]
         for start in range(0, max(len(params), 1), 100):
-            self._client.log_batch(run_id, metrics if start == 0 else [], params[start : start + 100])
+            self._client.log_batch(
+                run_id, metrics if start == 0 else [], params[start : start + 100]
+            )
         if record.files:
             self._client.log_artifacts(run_id, str(folder / spool.FILES))
 

@@ -47,8 +47,10 @@ def main(rounds: int) -> None:
             sweeps.append(took / floor)
             stages.append({**result["seconds"], "floor": floor, "sweep": took})
             print(f"round {number}: floor {floor:.2f} s, sweep {took:.2f} s", file=sys.stderr)
-        print(f"{len(plan.schemes)} cells, {len(loaded.splits['selection'])} selection examples, "
-              f"batch {plan.compute.batch_size}, {plan.compute.threads} thread(s)")
+        print(
+            f"{len(plan.schemes)} cells, {len(loaded.splits['selection'])} selection examples, "
+            f"batch {plan.compute.batch_size}, {plan.compute.threads} thread(s)"
+        )
         print(f"calibration pass over a plain pass   {statistics.median(calibration):.2f}")
         print(f"whole sweep over its floor           {statistics.median(sweeps):.2f}")
         print("where the time goes, as multiples of the floor (medians):")

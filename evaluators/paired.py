@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import norm
@@ -38,23 +39,27 @@ def each_group(
 
     If no group's rate drops by more than the margin, their minimum does not either; so showing it
     for every group by Tango's test proves it for the minimum, with no correction (an
-    intersection-union test; conservative). Harm is shown by the bootstrap of the minimum itself.
+    intersection-union test; conservative). Harm is shown by the bootstrap of the minimum itself,
+    for the cells where it could be: not where the loss was just shown to be below the margin.
     """
-    resampled = bootstrap(metric, cells, reference, margin, confidence)
     theirs, member = np.split(reference, 2, axis=1)
-    result = []
-    for cell, drawn in zip(cells, resampled, strict=True):
+    worst = []
+    for cell in cells:
         hits, _ = np.split(cell, 2, axis=1)
         tests = []
         for group in np.flatnonzero(member.any(axis=0)):
             inside = member[:, group] > 0
             pairs = _pairs(hits[inside, group], theirs[inside, group], metric)
             tests.append(_tango(pairs, len(reference), margin, confidence))
-        worst = max(tests, key=lambda test: test.p_accept)
+        deciding = max(tests, key=lambda test: test.p_accept)
         bound = max(test.bound for test in tests if test.bound is not None)
         note = "each class must pass by itself"
-        result.append(Evidence(bound, worst.p_accept, drawn.p_reject, worst.needed, note))
-    return result
+        worst.append(replace(deciding, bound=bound, p_reject=1.0, note=note))
+    doubtful = [i for i, test in enumerate(worst) if test.p_accept > 1 - confidence]
+    drawn = bootstrap(metric, [cells[i] for i in doubtful], reference, margin, confidence)
+    for i, found in zip(doubtful, drawn, strict=True):
+        worst[i] = replace(worst[i], p_reject=found.p_reject)
+    return worst
 
 
 def bootstrap(
@@ -65,7 +70,7 @@ def bootstrap(
     confidence: float,
 ) -> list[Evidence]:
     """Paired BCa bootstrap of any aggregate. Says nothing where no outcome differs."""
-    drawn = paired_bootstrap(list(cells), reference, metric.aggregate)
+    drawn = paired_bootstrap(list(cells), reference, metric.aggregate) if cells else []
     return [
         _from_bootstrap(
             -sample if metric.higher_is_better else sample, len(reference), margin, confidence
@@ -96,9 +101,7 @@ def _tango(
     )
 
 
-def _from_bootstrap(
-    loss: Bootstrap, examples: int, margin: float, confidence: float
-) -> Evidence:
+def _from_bootstrap(loss: Bootstrap, examples: int, margin: float, confidence: float) -> Evidence:
     if loss.degenerate:
         note = "no outcome differs from the reference, so the bootstrap has nothing to bound"
         return Evidence(None, 1.0, 1.0, lambda level: None, note)

@@ -69,9 +69,7 @@ def _solve(function, start: float, end: float) -> float:  # type: ignore[no-unty
     return float(brentq(function, low, high, xtol=1e-10))
 
 
-def examples_needed(
-    losses: int, gains: int, n: int, margin: float, level: float
-) -> int | None:
+def examples_needed(losses: int, gains: int, n: int, margin: float, level: float) -> int | None:
     """How many pairs would decide, one way or the other, if the observed rates stay as they are.
 
     None where the observed drop equals the margin: no number decides that. ``level`` is the

@@ -55,7 +55,7 @@ def sweep(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Runs the matrix, decides, and records everything. Run it again to take up where it stopped."""
+    """Runs the matrix, decides, records everything. Run it again to take up where it stopped."""
     from flows.show import print_sweep, progress_bar
 
     with progress_bar():
@@ -164,8 +164,11 @@ def main() -> None:
         _fail(str(error), BAD_INPUT)
     except OSError as error:
         if error.errno in _STORAGE_ERRORS:
-            _fail(f"{error.strerror}: {error.filename or 'the store'}. What was finished is kept; "
-                  "make room (or write access) and run the same command again", BAD_INPUT)
+            _fail(
+                f"{error.strerror}: {error.filename or 'the store'}. What was finished is kept; "
+                "make room (or write access) and run the same command again",
+                BAD_INPUT,
+            )
         raise
     except KeyboardInterrupt:
         _fail("interrupted; finished cells are kept, run the same command to go on", INTERRUPTED)

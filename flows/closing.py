@@ -134,7 +134,9 @@ def _commit(
         verdicts = [cell["verdict"] for cell in result["cells"]]
         headline = result["headline"]
         metrics = {
-            **{f"cells_{v}": float(verdicts.count(v)) for v in ("accept", "reject", "inconclusive")},
+            **{
+                f"cells_{v}": float(verdicts.count(v)) for v in ("accept", "reject", "inconclusive")
+            },
             "cells_failed": float(sum(c["status"] == "failed" for c in result["cells"])),
             f"reference_{headline}": result["reference"]["selection"]["metrics"][headline],
         }

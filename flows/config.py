@@ -28,8 +28,10 @@ def read_plan(path: Path) -> Plan:
     config = parse.mapping(parse.read_yaml(path), f"config {path}", KEYS)
     name = parse.typed_value(str, config.get("name", path.stem), "name")
     if not name or "/" in name or ":" in name:
-        raise UserError(f"name: {name!r} is not allowed: it names an MLflow experiment and model, "
-                        "so it is not empty and holds no '/' or ':'")
+        raise UserError(
+            f"name: {name!r} is not allowed: it names an MLflow experiment and model, "
+            "so it is not empty and holds no '/' or ':'"
+        )
     tasks = parse.required(config, "tasks", f"config {path}")
     if not isinstance(tasks, list) or len(tasks) != 1:
         raise UserError("tasks: a list of exactly one task is supported by this version")
@@ -69,8 +71,10 @@ def _task(value: object) -> Task:
     parsed = {name: _split(name, parse.required(splits, name, "splits")) for name in SPLITS}
     rules = parse.required(task, "criteria", "tasks[0]")
     if not isinstance(rules, list) or not rules:
-        raise UserError("tasks[0].criteria: a list of at least one criterion is needed: a verdict "
-                        "without a declared criterion is an opinion")
+        raise UserError(
+            "tasks[0].criteria: a list of at least one criterion is needed: a verdict "
+            "without a declared criterion is an opinion"
+        )
     return Task(
         name=parse.typed_value(str, parse.required(task, "name", "tasks[0]"), "tasks[0].name"),
         evaluator=evaluator,

@@ -96,7 +96,10 @@ def _tracking(store: Store) -> tuple[str, str]:
 
 def _prefect() -> tuple[str, str]:
     address = configured_api()
-    return "ok", f"server at {address}" if address else "no server configured: sweeps run by themselves"
+    return (
+        "ok",
+        f"server at {address}" if address else "no server configured: sweeps run by themselves",
+    )
 
 
 def _fashion() -> tuple[str, str]:

@@ -23,7 +23,11 @@ AXES = ("format", "granularity", "calibrator")
 SIDES = ("weights", "activations")
 FULL_PRECISION = "none"
 _DEFAULTS = {
-    "weights": {"format": [FULL_PRECISION], "granularity": ["per_channel"], "calibrator": ["minmax"]},
+    "weights": {
+        "format": [FULL_PRECISION],
+        "granularity": ["per_channel"],
+        "calibrator": ["minmax"],
+    },
     "activations": {
         "format": [FULL_PRECISION],
         "granularity": ["per_tensor"],
@@ -55,7 +59,9 @@ def schemes(value: object) -> tuple[tuple[Scheme, ...], int]:
     for i, rule in enumerate(_rules(matrix, "include")):
         points.append(_include(rule, f"matrix.include[{i}]"))
     if not points:
-        raise UserError("matrix: it is empty; name at least one format under weights or activations")
+        raise UserError(
+            "matrix: it is empty; name at least one format under weights or activations"
+        )
     made = [_scheme(point) for point in points]
     kept = tuple(dict.fromkeys(made))
     return kept, len(made) - len(kept)

@@ -26,9 +26,7 @@ def open_sweep(
     record = spool.read(place)
     if record is None:
         spool.discard_damaged(place)
-        record = spool.commit(
-            place, _record(loaded, folder), _files(loaded, config_text, environ)
-        )
+        record = spool.commit(place, _record(loaded, folder), _files(loaded, config_text, environ))
     recorder.sweep(record, place, _datasets(loaded))
     return record
 

@@ -1,4 +1,4 @@
-"""From untyped YAML values to typed ones, with errors that name the key, the value and the way out."""
+"""From untyped YAML values to typed ones; errors name the key, the value and the way out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     except UserError as error:
         raise UserError(f"config {path}: {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"config {path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(value, Mapping):
         raise UserError(f"config {path} holds {type(value).__name__}, not a mapping of keys")
     return value

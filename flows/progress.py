@@ -1,4 +1,4 @@
-"""Progress: how the running flow tells the terminal where it is, without either knowing the other."""
+"""Progress: how a running flow tells the terminal where it is, neither knowing the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Reporter:
     """What is being done now."""
 
 
-_CURRENT: ContextVar[Reporter] = ContextVar("reporter", default=Reporter())
+_SILENT = Reporter()
+_CURRENT: ContextVar[Reporter] = ContextVar("reporter", default=_SILENT)
 
 
 def reporter() -> Reporter:

@@ -1,4 +1,4 @@
-"""What people read on the terminal: tables and colours there, plain tab-separated lines in a pipe."""
+"""What people read: tables and colours on a terminal, plain tab-separated lines in a pipe."""
 
 from __future__ import annotations
 
@@ -64,13 +64,17 @@ def print_sweep(result: Mapping[str, Any], store: Path) -> None:
     _notes(result)
     decision = result["decision"]
     _say("")
-    _say(f"{decision['verdict'].upper()}: {decision['summary']}", style=COLOURS[decision["verdict"]])
+    _say(
+        f"{decision['verdict'].upper()}: {decision['summary']}", style=COLOURS[decision["verdict"]]
+    )
     if result["confirmation"]:
         for finding in result["confirmation"]["findings"]:
             _say(f"  {finding['verdict']}: {finding['reason']}")
     _say("")
     if result.get("reused"):
-        _say("This sweep was recorded before with the same digests; nothing was run. --fresh runs anew.")
+        _say(
+            "Recorded before with the same digests; nothing was run. Use --fresh to run anew."
+        )
     elif result.get("cells_reused"):
         _say(f"{result['cells_reused']} cell(s) were recorded before and not run again.")
     seconds = result["seconds"]
@@ -124,8 +128,11 @@ def print_list(found: Mapping[str, Any]) -> None:
 
 def print_forecast(found: Mapping[str, Any]) -> None:
     """What a sweep would do."""
-    _say(f"{found['name']}: {len(found['cells'])} cells, {len(found['sites'])} sites, "
-         + ", ".join(f"{name} {n}" for name, n in found["splits"].items()) + " examples")
+    _say(
+        f"{found['name']}: {len(found['cells'])} cells, {len(found['sites'])} sites, "
+        + ", ".join(f"{name} {n}" for name, n in found["splits"].items())
+        + " examples"
+    )
     if found["duplicates"]:
         _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
     for note in found["notes"]:
@@ -150,8 +157,10 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         ],
     )  # fmt: skip
     total = sum(found["examples_to_run"].values())
-    _say(f"cost: {total:,} forward examples, about {found['estimated_seconds']:.0f} s at full "
-         "precision's speed, training not counted; nothing was written")
+    _say(
+        f"cost: {total:,} forward examples, about {found['estimated_seconds']:.0f} s at full "
+        "precision's speed, training not counted; nothing was written"
+    )
 
 
 def print_checks(found: Mapping[str, Any]) -> None:

@@ -77,17 +77,15 @@ def _hook(quantizer: StaticQuantizer | DynamicQuantizer, scratch: dict[torch.Siz
         if last is not None and last.holds(x, quantizer):
             return last.buffer
         buffer = last.buffer if last is not None else torch.empty_like(x)
-        scratch[x.shape] = _Scratch(
-            quantizer(x, out=buffer), weakref.ref(x), x._version, quantizer
-        )
+        scratch[x.shape] = _Scratch(quantizer(x, out=buffer), weakref.ref(x), x._version, quantizer)
         return buffer
 
     def quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = inputs[0]
         # A buffer may be written again only where nothing keeps it for a backward pass.
-        if isinstance(quantizer, StaticQuantizer) and not torch.is_grad_enabled():
-            if not x.is_inference() and x.is_contiguous():
-                return (quantize_static(x), *inputs[1:])
+        plain = x.is_contiguous() and not x.is_inference() and not torch.is_grad_enabled()
+        if plain and isinstance(quantizer, StaticQuantizer):
+            return (quantize_static(x), *inputs[1:])
         return (quantizer(x), *inputs[1:])
 
     return quantize_input

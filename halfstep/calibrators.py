@@ -79,7 +79,7 @@ def mse(observed: Observed, fmt: Format) -> Range:
 def _least_error(
     fmt: Format, values: Tensor, weights: Tensor, low: Tensor, high: Tensor, factors: Tensor
 ) -> Tensor:
-    """For each block the factor (from ``[candidates, blocks]``) with the least error: first wins."""
+    """For each block the factor (of ``[candidates, blocks]``) with the least error; first wins."""
     errors = torch.empty(factors.shape, dtype=torch.float64)
     chunk = max(1, _CHUNK // values.numel())
     for start in range(0, len(factors), chunk):
@@ -167,7 +167,8 @@ def entropy_candidate(histogram: np.ndarray, level_edges: np.ndarray) -> int:
 
 def _level_of(borders: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Index of the level whose ``[border, next border)`` holds each candidate's position."""
-    return (borders <= position[:, None]).sum(axis=1) - 1
+    level: np.ndarray = (borders <= position[:, None]).sum(axis=1) - 1
+    return level
 
 
 CALIBRATORS: dict[str, Calibrator] = {

@@ -47,4 +47,3 @@ def digest_code(roots: Iterable[Path]) -> str:
             sha.update(f"{root.name}/{path.relative_to(root).as_posix()}|".encode())
             sha.update(path.read_bytes())
     return sha.hexdigest()
-

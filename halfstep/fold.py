@@ -1,4 +1,4 @@
-"""Folding batch norm into the layer before it, so that what gets quantized is what gets deployed."""
+"""Folding batch norm into the layer before it: what gets quantized is what gets deployed."""
 
 from __future__ import annotations
 
@@ -72,12 +72,16 @@ def fold_batch_norm(model: nn.Module, batch: Tensor) -> Folding:
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
     weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor) and isinstance(norm.running_var, Tensor)
-    assert isinstance(norm.running_mean, Tensor) and isinstance(norm.eps, float)
+    assert isinstance(weight, Tensor)
+    assert isinstance(norm.running_var, Tensor)
+    assert isinstance(norm.running_mean, Tensor)
+    assert isinstance(norm.eps, float)
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     if isinstance(norm.weight, Tensor):
         factor = factor * norm.weight.double()
-    shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
+    shift = -norm.running_mean.double()
+    if isinstance(bias, Tensor):
+        shift = shift + bias.double()
     offset = shift * factor
     if isinstance(norm.bias, Tensor):
         offset = offset + norm.bias.double()

@@ -106,7 +106,7 @@ class Floating:
     @property
     def min_exponent(self) -> int:
         """Exponent of the smallest normal value; below it the gap is constant (subnormals)."""
-        return 2 - 2 ** (self.exponent_bits - 1)
+        return 2 - (1 << (self.exponent_bits - 1))
 
     def qparams(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """Scale ``amax / largest`` (float64; 1 for formats that are only cast), zero point 0."""
@@ -172,18 +172,17 @@ def _integers(bits: int) -> list[Uniform]:
     ]
 
 
-FORMATS: dict[str, Format] = {
-    fmt.name: fmt
-    for fmt in [
-        *(fmt for bits in range(2, 9) for fmt in _integers(bits)),
-        Uniform("uint8", 8, 0, 255, symmetric=False),
-        # OCP 8-bit floating point specification 1.0, tables 1 and 2.
-        Floating("fp8_e4m3", 8, 4, 3, 448.0, torch.float8_e4m3fn, scaled=True),
-        Floating("fp8_e5m2", 8, 5, 2, 57344.0, torch.float8_e5m2, scaled=True),
-        Floating("fp16", 16, 5, 10, 65504.0, torch.float16, scaled=False),
-        Floating("bf16", 16, 8, 7, 3.3895313892515355e38, torch.bfloat16, scaled=False),
-    ]
-}
+_NAMED: list[Format] = [
+    *(fmt for bits in range(2, 9) for fmt in _integers(bits)),
+    Uniform("uint8", 8, 0, 255, symmetric=False),
+    # OCP 8-bit floating point specification 1.0, tables 1 and 2.
+    Floating("fp8_e4m3", 8, 4, 3, 448.0, torch.float8_e4m3fn, scaled=True),
+    Floating("fp8_e5m2", 8, 5, 2, 57344.0, torch.float8_e5m2, scaled=True),
+    Floating("fp16", 16, 5, 10, 65504.0, torch.float16, scaled=False),
+    Floating("bf16", 16, 8, 7, 3.3895313892515355e38, torch.bfloat16, scaled=False),
+]
+
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in _NAMED}
 """Every format by the name that configs use. intN: symmetric restricted range (-127..127 for
 int8); intN_full: symmetric over the full range (-128..127, scale amax/127.5); intN_asym: with a
 zero point."""

@@ -113,7 +113,7 @@ def to_blocks(matrix: Tensor, block: tuple[int, int]) -> list[Tensor]:
     The full blocks come in row-major order of the scale's grid without its ragged last column;
     the tails, if any, are that column.
     """
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
     if block[0] != 1:  # one block for the whole tensor
         return [matrix.reshape(1, -1)]
     whole = columns // block[1] * block[1]

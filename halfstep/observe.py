@@ -21,7 +21,7 @@ from halfstep.sketch import BINS, Sketch, count_patterns, patterns
 
 @dataclass
 class _Tally:
-    """A sketch in the making: added to in place, because a batch comes by every few milliseconds."""
+    """A sketch in the making, added to in place: a batch comes by every few milliseconds."""
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     lo: float = float("inf")

@@ -6,7 +6,6 @@ to float32, which makes the uniform formats bit-equal to ``torch.fake_quantize_p
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from halfstep.qparams import QParams

@@ -27,7 +27,7 @@ def patterns(x: Tensor) -> Tensor:
 
 def count_patterns(halves: Tensor) -> np.ndarray:
     """How often each pattern occurs: int64, shape (65536,). Runs without Python's lock."""
-    return torch.bincount(halves, minlength=BINS).cpu().numpy()  # type: ignore[no-any-return]
+    return torch.bincount(halves, minlength=BINS).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Sketch:
         return Sketch(count_patterns(patterns(x)), float(lo), float(hi))
 
     def __add__(self, other: Sketch) -> Sketch:
-        return Sketch(
-            self.counts + other.counts, min(self.lo, other.lo), max(self.hi, other.hi)
-        )
+        return Sketch(self.counts + other.counts, min(self.lo, other.lo), max(self.hi, other.hi))
 
     @property
     def total(self) -> int:

@@ -115,5 +115,7 @@ def qparams_tensors(treatments: Mapping[str, Treatment]) -> dict[str, Tensor]:
             tensors[f"{name}.weight.zero_point"] = treatment.weight.qparams.zero_point.contiguous()
         if isinstance(treatment.activation, StaticQuantizer):
             tensors[f"{name}.input.scale"] = treatment.activation.qparams.scale.contiguous()
-            tensors[f"{name}.input.zero_point"] = treatment.activation.qparams.zero_point.contiguous()
+            tensors[f"{name}.input.zero_point"] = (
+                treatment.activation.qparams.zero_point.contiguous()
+            )
     return tensors

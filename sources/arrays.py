@@ -24,7 +24,9 @@ def image_examples(pixels: np.ndarray, labels: np.ndarray, brightest: float) -> 
     return Examples(images, torch.from_numpy(np.asarray(labels).astype(np.int64)))
 
 
-def carve(examples: Examples, sizes: Mapping[str, int], rest: str, seed: int) -> dict[str, Examples]:
+def carve(
+    examples: Examples, sizes: Mapping[str, int], rest: str, seed: int
+) -> dict[str, Examples]:
     """Deals examples into named pools of the given sizes, the remainder into ``rest``.
 
     Stratified by target: every pool keeps the class shares to within one example a class.
@@ -52,13 +54,13 @@ def carve(examples: Examples, sizes: Mapping[str, int], rest: str, seed: int) ->
 
 
 def resolve(target: str) -> Callable[..., object]:
-    """Imports ``module:function``; the current folder is importable, as with ``python -m``."""
+    """Imports ``module:function``; modules of the current folder are importable too."""
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise UserError(f"target {target!r} is not of the form module:function")
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"{path} is not a valid safetensors file ({error})") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old pickles; ours is the clearer word
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} was refused: it is a pickle that holds more than tensors and could run code. "

@@ -25,8 +25,9 @@ class Sklearn:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise UserError(f"unknown scikit-learn data set {self.name!r}; "
-                            f"{allowed(self.name, NAMES)}")
+            raise UserError(
+                f"unknown scikit-learn data set {self.name!r}; {allowed(self.name, NAMES)}"
+            )
 
     def load(self) -> Pools:
         from sklearn.datasets import load_digits

@@ -1,1 +1,1 @@
-"""The steps of a sweep: plain functions, and `tasks.orchestrated`, which makes them Prefect tasks."""
+"""The steps of a sweep as plain functions; `tasks.orchestrated` makes Prefect tasks of them."""

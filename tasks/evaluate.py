@@ -45,7 +45,7 @@ class Evaluated:
 def measure_reference(
     loaded: Loaded, split: str, sweep: SweepFolder, progress: Progress
 ) -> Evaluated:
-    """The full-precision subject on one split; on ``selection`` twice, to see whether it repeats."""
+    """The full-precision subject on one split; on ``selection`` twice: does it repeat itself?"""
     key = loaded.key(kind="reference", split=split)
     folder = sweep.place("reference", key)
     found = _reuse(loaded, sweep, "reference", key)
@@ -257,8 +257,9 @@ def certificate_summary(certificates: tuple[Certificate, ...]) -> dict[str, obje
         "elements": elements,
         "error_over_bound": max(c.error_over_bound for c in certificates),
         "clipped_share": sum(c.clipped for c in certificates) / elements,
-        "worst_sqnr_db": min((c.sqnr_db for c in certificates if c.sqnr_db is not None),
-                             default=None),
+        "worst_sqnr_db": min(
+            (c.sqnr_db for c in certificates if c.sqnr_db is not None), default=None
+        ),
     }
 
 
@@ -313,5 +314,3 @@ def _reuse(loaded: Loaded, sweep: SweepFolder, kind: str, key: str) -> Evaluated
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
     """Only what is a number: a metric that could not be computed is absent, not infinite."""
     return {k: float(v) for k, v in values.items() if np.isfinite(v)}
-
-

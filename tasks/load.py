@@ -116,9 +116,7 @@ def prepare(
             "no site is left to quantize: "
             + ("every site is skipped" if found else "the model has no linear or convolution")
         )
-    places = coverage(
-        folding.model, calibration.inputs[:1], sites, plan.skip, folding.folded
-    )
+    places = coverage(folding.model, calibration.inputs[:1], sites, plan.skip, folding.folded)
     return folding, sites, places
 
 
@@ -146,9 +144,7 @@ def check_disjoint(splits: Mapping[str, Examples]) -> None:
         for other in names[i + 1 :]:
             shared = set(splits[one].row_digests) & set(splits[other].row_digests)
             if shared:
-                row = next(
-                    i for i, d in enumerate(splits[other].row_digests) if d in shared
-                )
+                row = next(i for i, d in enumerate(splits[other].row_digests) if d in shared)
                 raise UserError(
                     f"splits {one!r} and {other!r} share {len(shared)} example(s) with equal "
                     f"content (the first is row {row} of {other!r}); a verdict needs disjoint "

@@ -16,7 +16,9 @@ from prefect.runtime import task_run
 from tasks.steps import PLAIN, Steps
 
 
-def _wrapped(name: str, function: Callable[..., Any], label: Callable[[dict[str, Any]], str]) -> Any:
+def _wrapped(
+    name: str, function: Callable[..., Any], label: Callable[[dict[str, Any]], str]
+) -> Any:
     return task(
         name=name,
         task_run_name=lambda: label(task_run.parameters),

@@ -1,0 +1,173 @@
+"""Configs: every mistake gets one message that names the key, the value and what is allowed."""
+
+import pytest
+import yaml
+
+from flows.config import read_plan
+from halfstep.errors import UserError
+
+TASK = ("tasks", 0)
+
+
+def put(*keys, value):
+    """A change that sets a nested key; ``value`` None-like marker ... deletes it."""
+
+    def change(config):
+        for key in keys[:-1]:
+            config = config[key]
+        if value is ...:
+            del config[keys[-1]]
+        else:
+            config[keys[-1]] = value
+
+    return change
+
+
+WRONG = {
+    "unknown key": (put("matrx", value={}), r"unknown key 'matrx'.*did you mean 'matrix'"),
+    "unknown nested key": (
+        put(*TASK, "splits", "calibraton", value={}),
+        r"unknown key 'calibraton'.*'calibration'",
+    ),
+    "unknown format": (
+        put("matrix", "weights", "format", value=["int9"]),
+        r"unknown format 'int9'.*did you mean 'int",
+    ),
+    "unknown calibrator": (
+        put("matrix", "weights", "calibrator", value="entropie"),
+        r"unknown calibrator 'entropie'.*did you mean 'entropy'",
+    ),
+    "unknown metric": (
+        put(*TASK, "criteria", 0, "metric", value="acuracy"),
+        r"unknown metric 'acuracy'.*did you mean 'accuracy'",
+    ),
+    "unknown evaluator": (put(*TASK, "evaluator", value="images"), r"evaluator 'images'; allowed"),
+    "unknown source": (put("subject", "source", value="smal_cnn"), r"'smal_cnn'.*'small_cnn'"),
+    "unknown subject key": (put("subject", "wdth", value=3), r"unknown key 'wdth'.*'width'"),
+    "mistyped value": (put("subject", "width", value="wide"), r"subject.width: 'wide'"),
+    "empty matrix": (put("matrix", "weights", "format", value=[]), r"list is empty"),
+    "everything excluded": (
+        put("matrix", "exclude", value=[{"weights.format": "int8"}, {"weights.format": "int2"}]),
+        r"matrix: it is empty",
+    ),
+    "nothing quantized": (
+        put("matrix", "weights", "format", value=["int8", "none"]),
+        r"quantizes nothing; exclude it with",
+    ),
+    "an exclude that matches nothing": (
+        put("matrix", "exclude", value=[{"weights.format": "int4"}]),
+        r"excludes nothing",
+    ),
+    "weights per token": (
+        put("matrix", "weights", "granularity", value="per_token"),
+        r"granularity for weights 'per_token'",
+    ),
+    "entropy over groups": (
+        put("matrix", "weights", value={"format": "int4", "granularity": "per_group(32)",
+                                        "calibrator": "entropy"}),
+        r"too small for one; use mse",
+    ),
+    "wrong direction": (
+        put(*TASK, "criteria", 0, value={"metric": "log_loss", "max_drop": 0.1}),
+        r"log_loss takes max_increase",
+    ),
+    "a margin of nothing": (
+        put(*TASK, "criteria", 0, "max_drop", value=0),
+        r"max_drop: 0 is not allowed",
+    ),
+    "a sure confidence": (
+        put(*TASK, "criteria", 0, "confidence", value=1),
+        r"confidence: 1 is not allowed",
+    ),
+    "confidence in what is counted": (
+        put(*TASK, "criteria", 1, "confidence", value=0.9),
+        r"counted, not sampled",
+    ),
+    "no criteria": (put(*TASK, "criteria", value=[]), r"at least one criterion"),
+    "too few calibration samples": (
+        put(*TASK, "splits", "calibration", "samples", value=3),
+        r"samples: 3 is not allowed: a whole number of at least 16",
+    ),
+    "a missing split": (put(*TASK, "splits", "selection", value=...), r"'selection' is missing"),
+    "a missing matrix": (put("matrix", value=...), r"key 'matrix' is missing"),
+    "an unknown objective": (put("objective", value="weight_byte"), r"'weight_bytes'"),
+    "no threads": (put("compute", value={"threads": 0}), r"compute.threads: 0"),
+    "a name with a slash": (put("name", value="a/b"), r"name: 'a/b' is not allowed"),
+    "two tasks": (lambda c: c["tasks"].append(c["tasks"][0]), r"exactly one task"),
+    "an unknown correction": (
+        put("matrix", "corrections", value=["gptq"]),
+        r"unknown correction 'gptq'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_config_is_refused(case, tiny):
+    change, message = WRONG[case]
+    with pytest.raises(UserError, match=message):
+        read_plan(tiny(change))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "holds list, not a mapping"),
+        ("name: a\nname: b\n", "line 2: key 'name' stands twice"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_plan(path)
+
+
+def test_a_missing_file_names_the_nearest(tiny):
+    path = tiny()
+    with pytest.raises(UserError, match=r"does not exist.*did you mean '.*tiny.yaml'"):
+        read_plan(path.with_name("tinny.yaml"))
+
+
+def test_the_matrix_is_a_product_with_exclude_and_include(tiny):
+    def change(config):
+        config["matrix"]["exclude"] = [{"weights.format": "int2", "activations.format": "int8"}]
+        config["matrix"]["include"] = [
+            {"weights.format": "int4", "weights.granularity": "per_group(32)"}
+        ]
+
+    plan = read_plan(tiny(change))
+    names = [scheme.name for scheme in plan.schemes]
+    assert len(names) == 16 - 4 + 1
+    assert "W int4 per_group(32) minmax · A fp32" in names
+    assert not any(n.startswith("W int2") and "A int8" in n for n in names)
+
+
+def test_spellings_of_one_scheme_become_one_cell(tiny):
+    def change(config):
+        config["matrix"] = {
+            "weights": {"format": ["bf16"], "calibrator": ["minmax", "mse"]},
+            "activations": {
+                "format": "int8",
+                "granularity": "per_token",
+                "calibrator": ["minmax", "mse", "entropy"],
+            },
+        }
+
+    plan = read_plan(tiny(change))
+    assert [s.name for s in plan.schemes] == ["W bf16 · A int8 per_token"]
+    assert plan.folded_duplicates == 5
+
+
+def test_the_resolved_config_writes_every_default_out(tiny):
+    resolved = read_plan(tiny()).to_json()
+    assert resolved["subject"]["learning_rate"] == 0.01
+    assert resolved["tasks"][0]["criteria"][0]["confidence"] == 0.95
+    assert resolved["compute"] == {"threads": 1, "batch_size": 64}
+    assert yaml.safe_load(yaml.safe_dump(resolved)) == resolved
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+def test_shipped_configs_are_valid(name, request):
+    path = request.config.rootpath / "configs" / f"{name}.yaml"
+    assert len(read_plan(path).schemes) == 24
