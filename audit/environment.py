@@ -101,8 +101,8 @@ def capture() -> dict[str, dict[str, Any]]:
 
 
 def without_credentials(url: str) -> str:
-    """A remote's URL with any ``user:password@`` taken out."""
-    return re.sub(r"(?<=//)[^/@]*@", "", url.strip())
+    """A text with any ``user:password@`` of a URL taken out."""
+    return re.sub(r"(?<=//)[^/@\s]*@", "", url.strip())
 
 
 def _private(text: str) -> str:

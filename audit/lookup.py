@@ -11,6 +11,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from audit.environment import without_credentials
 from audit.store import Store
 from audit.trail import NOTE, PREFIX, connect
 from halfstep.errors import UserError
@@ -70,7 +71,7 @@ def reachable(store: Store) -> None:
     try:
         connect(store).search_experiments(max_results=1)
     except MlflowException as error:
-        first = str(error).splitlines()[0]
+        first = without_credentials(str(error).splitlines()[0])
         raise UserError(f"MLFLOW_TRACKING_URI is {store.shown_uri}: {first}") from error
 
 

@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audit.environment import without_credentials
 from audit.spool import Record
 from audit.store import Store
+from halfstep.errors import UserError
 
 if TYPE_CHECKING:
     from audit.trail import Trail
@@ -21,6 +23,7 @@ class Recorder:
     stay in the spool and are projected by the next run of the same command."""
 
     def __init__(self, store: Store, experiment: str, sweep_id: str) -> None:
+        self._store = store
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="halfstep-recorder")
         self._futures: list[Future[None]] = []
         self._trail: Trail | None = None
@@ -54,9 +57,23 @@ class Recorder:
         self._submit(lambda: act(self._opened, self._parent, self.run_ids))
 
     def wait(self) -> None:
-        """Returns when everything is recorded; raises the first error."""
+        """Returns when everything is recorded.
+
+        Raises:
+            UserError: the tracking store failed; says that nothing is lost.
+        """
         for future in self._futures:
-            future.result()
+            try:
+                future.result()
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # whatever the store's own libraries raise
+                first = without_credentials(str(error).splitlines()[0])
+                raise UserError(
+                    f"the sweep could not be recorded in {self._store.shown_uri} ({first}). All "
+                    f"that was run is kept in {self._store.spool}; run the same command again to "
+                    "record it"
+                ) from error
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -67,6 +84,7 @@ class Recorder:
         return self._trail
 
     def _open(self, store: Store, experiment: str, sweep_id: str) -> None:
+        import audit.report  # noqa: F401  (matplotlib: a third of a second, better paid here)
         from audit.trail import Trail
 
         self._trail = Trail(store, experiment, sweep_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from audit.environment import without_credentials
 from halfstep.errors import UserError
 
 LEAST_FREE_BYTES = 64 * 1024 * 1024
@@ -70,7 +70,7 @@ class Store:
     @property
     def shown_uri(self) -> str:
         """The tracking address without credentials, for people."""
-        return re.sub(r"(?<=//)[^/@]*@", "", self.tracking_uri)
+        return without_credentials(self.tracking_uri)
 
     @property
     def database(self) -> Path:

@@ -35,7 +35,7 @@ class Evidence:
     p_reject: float
     """Against "the loss is at most the margin"."""
     needed: Callable[[float], int | None]
-    """Examples that would decide at a one-sided level if the observed rates stay; None: no number."""
+    """Examples that would decide at a one-sided level if the observed rates stay, or None."""
     note: str = ""
 
 

@@ -125,10 +125,9 @@ def _run_sweep(config: Path, store: Path, fresh: bool) -> dict[str, Any]:
 
     plan = read_plan(config)
     if configured_api():
-        from flows.sweep import sweep as flow
+        from flows.sweep import run_flow
 
-        result: dict[str, Any] = flow(str(config), str(store), fresh)
-        return result
+        return run_flow(str(config), str(store), fresh)
     return conduct(plan, config.read_text(encoding="utf-8"), Store(store), fresh=fresh)
 
 

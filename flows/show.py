@@ -72,9 +72,7 @@ def print_sweep(result: Mapping[str, Any], store: Path) -> None:
             _say(f"  {finding['verdict']}: {finding['reason']}")
     _say("")
     if result.get("reused"):
-        _say(
-            "Recorded before with the same digests; nothing was run. Use --fresh to run anew."
-        )
+        _say("Recorded before with the same digests; nothing was run. Use --fresh to run anew.")
     elif result.get("cells_reused"):
         _say(f"{result['cells_reused']} cell(s) were recorded before and not run again.")
     seconds = result["seconds"]

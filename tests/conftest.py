@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-from tests_config import TINY  # noqa: E402
+from tests_config import TINY
 
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HALFSTEP_STORE"):
     os.environ.pop(name, None)
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
 
 @pytest.fixture
 def tiny(tmp_path):

@@ -134,7 +134,9 @@ def test_lower_is_better_metrics_lose_upwards(base):
     reference = outcomes(base)
 
     def shifted(by):
-        log_p = reference.log_probability + generator.normal(0, 0.01, reference.log_probability.shape)
+        log_p = reference.log_probability + generator.normal(
+            0, 0.01, reference.log_probability.shape
+        )
         return Candidate(str(by), ClassificationOutcomes(reference.label, log_p - by), {})
 
     cells = [shifted(0.0), shifted(0.05), shifted(-0.05)]

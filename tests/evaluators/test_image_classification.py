@@ -69,7 +69,10 @@ def test_divergence_equals_torch(pair):
 
 def test_flips_split_into_both_ways(pair):
     cell, reference = pair
-    right, wrong = value("flips_to_right", cell, reference), value("flips_to_wrong", cell, reference)
+    right, wrong = (
+        value("flips_to_right", cell, reference),
+        value("flips_to_wrong", cell, reference),
+    )
     change = value("accuracy", cell, reference) - value("accuracy", reference, reference)
     assert right - wrong == pytest.approx(change)
     assert value("flips", cell, reference) == pytest.approx(
@@ -102,7 +105,7 @@ def test_a_metric_of_nothing_is_an_error():
 def test_nan_inputs_are_refused_with_their_row():
     inputs = torch.zeros(5, 2)
     inputs[3, 1] = float("nan")
-    with pytest.raises(UserError, match="pool 'test' holds NaN or infinite values in 1 .* row 3"):
+    with pytest.raises(UserError, match=r"pool 'test' holds NaN or infinite values in 1 .* row 3"):
         ImageClassification().check("pool 'test'", Examples(inputs, torch.zeros(5).long()))
 
 

@@ -84,7 +84,9 @@ def test_acceptance_at_the_margin_keeps_its_level():
     """A cell that is exactly the margin worse is accepted in about 5 % of sweeps, not in 57 %."""
     generator = np.random.default_rng(1)
     drawn = generator.multinomial(500, [0.015, 0.005, 0.98], size=4000)
-    accepted = np.mean([tango.noninferiority_p(a, b, 500, 0.01) <= 0.05 for a, b, _ in drawn.tolist()])
+    accepted = np.mean(
+        [tango.noninferiority_p(a, b, 500, 0.01) <= 0.05 for a, b, _ in drawn.tolist()]
+    )
     assert accepted == pytest.approx(0.046, abs=0.015)
 
 

@@ -165,7 +165,9 @@ def test_missing_idx_files_say_where_to_get_them(tiny, store, tmp_path):
     def change(config):
         config["tasks"][0]["data"] = {"source": "idx", "path": str(tmp_path / "nothing")}
 
-    refused(tiny(change), store, r"no train-images-idx3-ubyte.*dataset-fashion-mnist.*source: datasets")
+    refused(
+        tiny(change), store, r"no train-images-idx3-ubyte.*dataset-fashion-mnist.*source: datasets"
+    )
 
 
 def test_all_zero_weights_are_exact_and_named(tiny, store):
@@ -185,7 +187,10 @@ def test_a_cell_that_breaks_is_recorded_and_stops_no_other(tiny, store):
 
 
 def test_a_store_in_use_names_its_holder(tiny, store):
-    with store.writing("sweep of 'other'"), pytest.raises(UserError, match=r"in use by sweep of 'oth"):
+    with (
+        store.writing("sweep of 'other'"),
+        pytest.raises(UserError, match=r"in use by sweep of 'oth"),
+    ):
         sweep(tiny(factory()), store)
 
 

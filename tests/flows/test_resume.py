@@ -77,7 +77,7 @@ def whole(tmp_path_factory):
 
 def records(store, kind):
     """Committed records; what is still being written lies in folders that start with a dot."""
-    return [p for p in store.spool.glob(f"*/{kind}/[!.]*/record.json")]
+    return list(store.spool.glob(f"*/{kind}/[!.]*/record.json"))
 
 
 def committed(store, kind, count=1):

@@ -290,7 +290,9 @@ def test_the_plan_foretells_cells_sizes_and_sites(done):
     result, _, path = done
     plan = forecast(read_plan(path))
     assert [c["name"] for c in plan["cells"]] == [c["name"] for c in result["cells"]]
-    assert [c["weight_bytes"] for c in plan["cells"]] == [c["weight_bytes"] for c in result["cells"]]
+    assert [c["weight_bytes"] for c in plan["cells"]] == [
+        c["weight_bytes"] for c in result["cells"]
+    ]
     assert [s["name"] for s in plan["sites"]] == [
         "conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut", "head"
     ]  # fmt: skip

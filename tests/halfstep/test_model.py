@@ -255,7 +255,7 @@ def test_an_error_while_applying_also_puts_everything_back():
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile(99)", "entropy", "mse"])
 def test_every_format_and_calibrator_is_certified(name, calibrator):
-    folded, _, sites, treatments = prepared()
+    _, _, sites, treatments = prepared()
     found = treatments.certificates(scheme(name, name, calibrator))
     assert len(found) == 2 * len(sites)
     assert all(c.holds for c in found)

@@ -86,7 +86,8 @@ def decibel(x, approximation):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("fp8_e4m3", 31.55), ("fp8_e5m2", 25.57), ("bf16", 55.59), ("fp16", 73.66)]
+    ("name", "expected"),
+    [("fp8_e4m3", 31.55), ("fp8_e5m2", 25.57), ("bf16", 55.59), ("fp16", 73.66)],
 )
 def test_gaussian_sqnr_of_floating_formats(name, expected):
     x = torch.randn(2**21, generator=torch.Generator().manual_seed(0))

@@ -58,7 +58,9 @@ def test_counters_do_not_saturate_at_two_to_the_24():
 def test_memory_does_not_grow_with_the_data():
     sketch = Sketch()
     for seed in range(5):
-        sketch = sketch + Sketch.of(torch.randn(100_000, generator=torch.Generator().manual_seed(seed)))
+        sketch = sketch + Sketch.of(
+            torch.randn(100_000, generator=torch.Generator().manual_seed(seed))
+        )
     assert sketch.counts.nbytes == BINS * 8
 
 

@@ -51,7 +51,8 @@ def test_codes_and_qparams_rebuild_the_values(granularity, shape, name):
 
 
 @pytest.mark.parametrize(
-    ("granularity", "scales"), [(PerTensor(), 1), (PerAxis(), 6), (PerGroup(4), 18), (PerGroup(16), 6)]
+    ("granularity", "scales"),
+    [(PerTensor(), 1), (PerAxis(), 6), (PerGroup(4), 18), (PerGroup(16), 6)],
 )
 def test_size_counts_packed_codes_and_every_scale(granularity, scales):
     shape = (6, 10)
