@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MARKS = {"accept": "✅ accept", "reject": "❌ reject", "inconclusive": "❔ inconclusive"}
+MARKS = {"accept": "ACCEPT", "reject": "REJECT", "inconclusive": "INCONCLUSIVE"}
+"""Words, not emoji: not every font that shows a trail has those."""
 
 
 def sweep_note(result: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ class Recorder:
         self._parent = ""
         self.run_ids: dict[str, str] = {}
         """Run id by record key."""
+        self.experiment_id = ""
         self.cpu_seconds = 0.0
         """What recording cost this process, whichever thread it ran beside."""
         self._submit(lambda: self._open(store, experiment, sweep_id))
@@ -88,6 +89,7 @@ class Recorder:
         from audit.trail import Trail
 
         self._trail = Trail(store, experiment, sweep_id)
+        self.experiment_id = self._trail.experiment_id
 
     def _submit(self, act: Callable[[], None]) -> None:
         def timed() -> None:

@@ -27,7 +27,7 @@ def serve(store: Store, host: str, port: int) -> NoReturn:
             raise UserError(
                 f"{host}:{port} cannot be listened on ({error.strerror}); name another with --port"
             ) from error
-    address = f"http://{host}:{port}/?workflowType=machine_learning#/experiments"
+    address = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
     sys.stderr.write(f"MLflow UI on {store.path}: {address}  (Ctrl-C to stop)\n")
     environment = os.environ | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -46,6 +46,7 @@ def close(
     with clock.overhead("record"):
         record, place = _commit(loaded, decided, result, files, folder)
         recorder.wait()
+        result["experiment_id"] = recorder.experiment_id
         _fill_run_ids(result, recorder.run_ids, parent.key)
 
         def close_runs(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:

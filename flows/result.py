@@ -30,6 +30,7 @@ def result_json(
         "run_id": None,
         "name": plan.name,
         "experiment": plan.name,
+        "experiment_id": None,
         "evaluator": plan.task.evaluator,
         "headline": EVALUATORS[plan.task.evaluator].headline,
         "subject_digest": loaded.subject.digest,

@@ -81,7 +81,9 @@ def print_sweep(result: Mapping[str, Any], store: Path) -> None:
         f"{seconds['overhead_share']:.0%}"
     )
     _say(f"run {result['run_id']} · decision {decision['digest'][:16]}")
-    _say(f"look: halfstep ui --store {store}   (experiment {result['experiment']!r})")
+    page = f"experiments/{result['experiment_id']}/runs/{result['run_id']}"
+    _say(f"look: halfstep ui --store {store}")
+    _say(f"      http://127.0.0.1:5000/#/{page}?workflowType=machine_learning")
 
 
 def _notes(result: Mapping[str, Any]) -> None:

@@ -151,7 +151,7 @@ def run_cell(
     base = Record(
         kind=kind,
         key=key,
-        name=scheme.name,
+        name=scheme.name if kind == "cell" else f"{scheme.name} · confirmation",
         tags={"split": split},
         params=scheme_params(scheme),
         started=started,

@@ -63,7 +63,7 @@ def test_the_flow_gives_the_same_decision_and_reads_well(server, tiny, store, tm
         "record",
     }
     kinds = {a.key: a for a in artifacts}
-    assert kinds["halfstep-decision"].data.startswith("# ✅ accept")
+    assert kinds["halfstep-decision"].data.startswith("# ACCEPT")
     assert "int2" in str(kinds["halfstep-cells"].data)
 
 

@@ -111,7 +111,7 @@ def test_the_auditor_sees_the_verdict_first(done, runs):
     result, _, _ = done
     _, experiment, found = runs
     note = found[result["run_id"]].data.tags["mlflow.note.content"]
-    assert note.splitlines()[0] == f"# ✅ accept: {result['decision']['cell']}"
+    assert note.splitlines()[0] == f"# ACCEPT: {result['decision']['cell']}"
     assert experiment.tags["mlflow.note.content"] == note
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
@@ -175,7 +175,7 @@ def test_the_report_is_one_file_without_network_and_escapes(done, runs, tmp_path
     client, _, _ = runs
     page = download(client, result["run_id"], "report.html", tmp_path).decode()
     assert result["decision"]["cell"] in page
-    assert page.index("accept") < page.index("Criteria")
+    assert page.index("ACCEPT: ") < page.index("Criteria")
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") == 3
 
