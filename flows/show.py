@@ -157,9 +157,10 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         ],
     )  # fmt: skip
     total = sum(found["examples_to_run"].values())
+    seconds = max(1, round(found["estimated_seconds"]))
     _say(
-        f"cost: {total:,} forward examples, about {found['estimated_seconds']:.0f} s at full "
-        "precision's speed, training not counted; nothing was written"
+        f"cost: {total:,} forward examples, about {seconds} s at full precision's speed, training "
+        "not counted; nothing was written"
     )
 
 
