@@ -210,11 +210,10 @@ class Trail:
             return str(made.experiment_id)
 
     def _end_stale(self) -> None:
-        """Runs that a killed sweep left open, and that this sweep will not take up, are killed."""
+        """Runs that another killed sweep left open are shown as killed, until it is taken up."""
         ours = {run.info.run_id for run in self._known.values()}
         for run in self._search("attributes.status = 'RUNNING'"):
             if PREFIX + "sweep_id" in run.data.tags and run.info.run_id not in ours:
-                self._client.set_tag(run.info.run_id, PREFIX + "stale", "its sweep was killed")
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _search(self, query: str) -> list[Run]:

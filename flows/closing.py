@@ -18,7 +18,7 @@ from flows.clock import Clock
 from flows.result import result_json
 from halfstep.scheme import Scheme
 from tasks.decide import Decision, decision_json
-from tasks.evaluate import Evaluated
+from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def close(
     loaded: Loaded,
     decision: Decision,
     references: Mapping[str, Evaluated],
+    calibration: Record | None,
     cells: Cells,
     confirmed: Evaluated | None,
     parent: Record,
@@ -50,6 +51,9 @@ def close(
         _fill_run_ids(result, recorder.run_ids, parent.key)
 
         def close_runs(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
+            if calibration is not None:
+                note = "The sketch of every activation site, from one pass."
+                trail.end(run_ids[calibration.key], {}, note, record.ended, True)
             _close_runs(trail, parent_id, run_ids, result, record, place)
 
         recorder.call(close_runs)

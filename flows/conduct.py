@@ -14,7 +14,7 @@ from flows.closing import close
 from flows.opening import open_sweep
 from flows.progress import reporter
 from halfstep.scheme import Scheme
-from tasks.evaluate import Evaluated
+from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 from tasks.plan import Plan
 from tasks.steps import PLAIN, Steps
@@ -72,12 +72,14 @@ def _sweep(
         for split in ("selection", "confirmation")
     }
     report.say("calibrating")
-    with clock.work("calibrate"):
-        treatments = steps.calibrate(loaded, folder, report.advance)
+    calibrated = steps.calibrate(loaded, folder, report.advance)
+    clock.add_work("calibrate", calibrated.seconds)
+    if calibrated.record is not None:
+        recorder.child(calibrated.record, calibrated.folder)
 
     def run(scheme: Scheme, split: str, stage: str) -> Evaluated:
         done = steps.cell(
-            loaded, treatments, scheme, split, references[split], folder, report.advance
+            loaded, calibrated.treatments, scheme, split, references[split], folder, report.advance
         )
         return evaluated(done, stage)
 
@@ -96,7 +98,17 @@ def _sweep(
         decision = steps.conclude(loaded, judgements, chosen, references["confirmation"], confirmed)
     report.say("recording")
     result: dict[str, Any] = steps.record(
-        close, loaded, decision, references, cells, confirmed, parent, folder, recorder, clock
+        close,
+        loaded,
+        decision,
+        references,
+        calibrated.record,
+        cells,
+        confirmed,
+        parent,
+        folder,
+        recorder,
+        clock,
     )
     return result
 

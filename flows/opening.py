@@ -10,7 +10,7 @@ from audit import encode, spool
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
-from tasks.evaluate import coverage_rows
+from tasks.ledger import coverage_rows
 from tasks.load import Loaded
 
 

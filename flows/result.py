@@ -9,7 +9,7 @@ from audit.store import SweepFolder
 from evaluators import EVALUATORS
 from halfstep.scheme import Scheme
 from tasks.decide import Decision
-from tasks.evaluate import Evaluated
+from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
 

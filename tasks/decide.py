@@ -16,7 +16,7 @@ from evaluators.acceptance import (
 )
 from halfstep.digest import digest_json
 from halfstep.scheme import Scheme
-from tasks.evaluate import Evaluated
+from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
 LIMITS = (

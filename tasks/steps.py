@@ -8,10 +8,12 @@ from typing import Any
 
 from evaluators.acceptance import Judgement
 from halfstep.scheme import Scheme
-from halfstep.treatments import Treatments
+from tasks.calibrate import Calibrated, run_calibration
+from tasks.cell import run_cell
 from tasks.decide import Decision, conclude, select
-from tasks.evaluate import Evaluated, measure_reference, run_calibration, run_cell
+from tasks.evaluated import Evaluated
 from tasks.load import Loaded, load
+from tasks.reference import measure_reference
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Steps:
 
     load: Callable[..., Loaded]
     reference: Callable[..., Evaluated]
-    calibrate: Callable[..., Treatments]
+    calibrate: Callable[..., Calibrated]
     cell: Callable[..., Evaluated]
     select: Callable[..., tuple[dict[str, Judgement], Scheme | None]]
     conclude: Callable[..., Decision]

@@ -94,7 +94,8 @@ def test_every_piece_is_a_finished_run_below_the_parent(done, runs):
     result, _, _ = done
     found = dict(runs[2])
     parent = found.pop(result["run_id"])
-    assert len(found) == len(result["cells"]) + 2 + 1  # two references, one confirmation
+    # Besides the cells: two references, the calibration, one confirmation.
+    assert len(found) == len(result["cells"]) + 4
     assert parent.info.status == "FINISHED"
     for run in found.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -160,12 +161,13 @@ def test_each_cell_holds_its_tables_and_its_outcomes(done, runs, tmp_path):
     assert qparams["conv.input.zero_point"].dtype == torch.int32
 
 
-def test_sketches_are_kept_and_read_back(done):
-    _, store, _ = done
-    path = next(store.spool.glob("*/calibration/*/files/sketches.safetensors"))
-    tensors = load_file(path)
+def test_the_sketches_are_in_the_trail(done, runs, tmp_path):
+    client, _, found = runs
+    run = next(r for r in found.values() if r.data.tags["halfstep.kind"] == "calibration")
+    client.download_artifacts(run.info.run_id, "sketches.safetensors", str(tmp_path))
+    tensors = load_file(tmp_path / "sketches.safetensors")
     sites = {name.rsplit(".", 1)[0] for name in tensors}
-    assert "conv" in sites
+    assert sites == {"conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut", "head"}
     conv = Sketch.from_tensors({p: tensors[f"conv.{p}"] for p in ("bins", "counts", "range")})
     assert conv.total == 64 * 8 * 8
 
@@ -297,6 +299,11 @@ def test_the_plan_foretells_cells_sizes_and_sites(done):
         "conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut", "head"
     ]  # fmt: skip
     assert plan["examples_to_run"]["cells"] == 500 * len(result["cells"])
+
+
+def test_weights_alone_need_no_calibration_pass(tiny, store):
+    sweep(tiny(lambda c: c.update(matrix={"weights": {"format": "int8"}})), store)
+    assert not list(store.spool.glob("*/calibration"))
 
 
 def test_a_matrix_that_no_cell_survives_decides_so(tiny, store):

@@ -1,0 +1,128 @@
+"""Cell: one scheme, applied, certified, evaluated and recorded."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from audit import encode, spool
+from audit.spool import Record
+from audit.store import SweepFolder
+from evaluators import EVALUATORS
+from halfstep.apply import applied
+from halfstep.resources import bit_operations, weight_bytes
+from halfstep.scheme import Scheme
+from halfstep.treatments import Treatments, qparams_tensors
+from tasks.evaluated import Evaluated, Progress, finite, reuse
+from tasks.ledger import certificate_row, certificate_summary, coverage_rows, coverage_summary
+from tasks.load import Loaded
+
+
+def run_cell(
+    loaded: Loaded,
+    treatments: Treatments,
+    scheme: Scheme,
+    split: str,
+    reference: Evaluated,
+    sweep: SweepFolder,
+    progress: Progress,
+) -> Evaluated:
+    """One scheme on one split. A cell that raises is recorded as failed; it stops no other."""
+    key = loaded.key(kind="cell", split=split, scheme=scheme.to_json())
+    kind = "cell" if split == "selection" else "confirmation"
+    folder = sweep.place(kind, key)
+    found = reuse(loaded, sweep, kind, key)
+    if found:
+        return found
+    started = time.time()
+    base = Record(
+        kind=kind,
+        key=key,
+        name=scheme.name if kind == "cell" else f"{scheme.name} · confirmation",
+        tags={"split": split},
+        params=_params(scheme),
+        started=started,
+    )
+    try:
+        return _evaluate_cell(loaded, treatments, scheme, split, reference, folder, base, progress)
+    except (KeyboardInterrupt, SystemExit, OSError):
+        raise
+    except Exception as error:  # whatever broke this cell is its record, not the sweep's end
+        reason = f"{type(error).__name__}: {error}"
+        detail = {"scheme": scheme.to_json(), "error": reason, "resources": {}}
+        failed = replace(base, status="failed", detail=detail)
+        record = spool.commit(folder, failed, {"error.txt": traceback.format_exc().encode()})
+        return Evaluated(record, folder, None, {}, reused=False)
+
+
+def _evaluate_cell(
+    loaded: Loaded,
+    treatments: Treatments,
+    scheme: Scheme,
+    split: str,
+    reference: Evaluated,
+    folder: Path,
+    base: Record,
+    progress: Progress,
+) -> Evaluated:
+    evaluator = EVALUATORS[loaded.plan.task.evaluator]
+    treated = treatments.for_scheme(scheme)
+    certificates = treatments.certificates(scheme)
+    prepared = time.time()
+    with applied(loaded.model, treated) as model:
+        outcomes = evaluator.run(
+            model, loaded.splits[split], loaded.plan.compute.batch_size, progress
+        )
+    evaluated = time.time()
+    assert reference.outcomes is not None
+    metrics = evaluator.measure(outcomes, reference.outcomes)
+    resources = {
+        "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
+        "bit_operations": bit_operations(loaded.places, scheme),
+    }
+    digest = encode.columns_digest(outcomes.columns())
+    detail = {
+        "scheme": scheme.to_json(),
+        "resources": resources,
+        "outcomes_digest": digest,
+        "metrics": finite(metrics),
+        "unscored": outcomes.unscored,
+        "coverage": coverage_summary(loaded, scheme),
+        "certificate": certificate_summary(certificates),
+        "notes": sorted({f"{c.site} {c.target}: {n}" for c in certificates for n in c.notes}),
+        "seconds": {"prepare": prepared - base.started, "evaluate": evaluated - prepared},
+    }
+    shown = {
+        **metrics,
+        **{f"{name}_ratio": resources[name] / reference.resources[name] for name in resources},
+        **resources,
+        "coverage_macs": detail["coverage"]["macs"],  # type: ignore[index]
+        "coverage_parameters": detail["coverage"]["parameters"],  # type: ignore[index]
+        "error_over_bound": detail["certificate"]["error_over_bound"],  # type: ignore[index]
+        "clipped_share": detail["certificate"]["clipped_share"],  # type: ignore[index]
+        "unscored": float(outcomes.unscored),
+        "seconds": evaluated - base.started,
+    }
+    record = replace(base, metrics=finite(shown), detail=detail)
+    seconds = time.time() - base.started
+    files = {
+        "scheme.json": encode.json_bytes(scheme.to_json()),
+        "metrics.json": encode.json_bytes(finite(metrics | resources)),
+        "certificate.csv": encode.csv_bytes([certificate_row(c) for c in certificates]),
+        "coverage.csv": encode.csv_bytes(coverage_rows(loaded, scheme)),
+        "qparams.safetensors": encode.safetensors_bytes(qparams_tensors(treated)),
+        f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns()),
+    }
+    record = spool.commit(folder, record, files)
+    return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)
+
+
+def _params(scheme: Scheme) -> dict[str, str]:
+    """The scheme's axes as flat params: the MLflow UI filters and sorts runs by them."""
+    params = {}
+    for side, spec in (("weights", scheme.weights), ("activations", scheme.activations)):
+        described = spec.to_json() if spec else {"format": "fp32"}
+        params |= {f"{side}.{axis}": value for axis, value in described.items()}
+    return params

@@ -1,0 +1,60 @@
+"""What an evaluation leaves, and finding one that is recorded already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audit import encode, spool
+from audit.spool import Record
+from audit.store import SweepFolder
+from evaluators import EVALUATORS
+from evaluators.metric import Outcomes
+from tasks.load import Loaded
+
+Progress = Callable[[int], None]
+"""Told how many examples each batch adds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A cell or the reference on one split, and the record that was committed for it."""
+
+    record: Record
+    folder: Path
+    outcomes: Outcomes | None
+    """None where the cell failed."""
+    resources: Mapping[str, float]
+    reused: bool
+    seconds: float = 0.0
+    """Of useful work: forward passes and what they need, without the writing of the record."""
+
+
+def recorded(sweep: SweepFolder, kind: str, key: str) -> Record | None:
+    """Work that is recorded already: in this sweep, or in an earlier one with equal digests."""
+    folder, earlier = sweep.place(kind, key), sweep.earlier(kind, key)
+    record = spool.read(folder)
+    if record is None:
+        spool.discard_damaged(folder)
+        record = spool.copy(earlier, folder) if earlier else None
+    return record if record is not None and record.key == key else None
+
+
+def reuse(loaded: Loaded, sweep: SweepFolder, kind: str, key: str) -> Evaluated | None:
+    """A recorded evaluation with its outcomes, or None where there is none."""
+    folder, record = sweep.place(kind, key), recorded(sweep, kind, key)
+    if record is None:
+        return None
+    outcomes = None
+    if record.status == "finished":
+        data = (folder / spool.FILES / f"outcomes-{record.tags['split']}.parquet").read_bytes()
+        outcomes = EVALUATORS[loaded.plan.task.evaluator].read(encode.read_parquet(data))
+    return Evaluated(record, folder, outcomes, record.detail["resources"], reused=True)
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Only what is a number: a metric that could not be computed is absent, not infinite."""
+    return {k: float(v) for k, v in values.items() if np.isfinite(v)}
