@@ -61,6 +61,8 @@ class Finding:
     evidence: Evidence | None = None
     """None where the criterion is counted, not tested."""
     examples_needed: int | None = None
+    weighed_against: int = 1
+    """How many cells Holm's correction weighed this one against."""
 
     @property
     def reason(self) -> str:
@@ -77,7 +79,10 @@ class Finding:
         if self.evidence and self.evidence.note:
             text += f" ({self.evidence.note})"
         if self.verdict == INCONCLUSIVE:
-            text += "; undecided" + (
+            bound = self.evidence.bound if self.evidence else None
+            alone = bound is not None and bound < rule.margin
+            text += f"; not proven among {self.weighed_against} cells" if alone else "; undecided"
+            text += (
                 f", about {self.examples_needed:,} examples would settle it"
                 if self.examples_needed
                 else ", and more examples like these would not settle it"
@@ -95,6 +100,7 @@ class Finding:
             "p_accept": self.evidence.p_accept if self.evidence else None,
             "p_reject": self.evidence.p_reject if self.evidence else None,
             "examples_needed": self.examples_needed,
+            "weighed_against": self.weighed_against,
             "reason": self.reason,
         }
 
@@ -223,7 +229,7 @@ def _settle(test: Tested, verdict: str, up: Corrected, down: Corrected, tests: i
     elif verdict == REJECT and _ratio(test, "p_reject") * tests * down.weight <= 1:
         own = REJECT
     needed = evidence.needed(rule.level / up.weight) if own == INCONCLUSIVE else None
-    return Finding(rule, own, test.reference, test.value, test.loss, evidence, needed)
+    return Finding(rule, own, test.reference, test.value, test.loss, evidence, needed, up.weight)
 
 
 def _ruled_out(cell: Candidate, findings: Sequence[Finding]) -> tuple[str, ...]:

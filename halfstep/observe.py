@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from halfstep.errors import UserError
 from halfstep.sites import Site
-from halfstep.sketch import BINS, Sketch, count_patterns, patterns
+from halfstep.sketch import BINS, Sketch
 
 
 @dataclass
@@ -27,9 +27,9 @@ class _Tally:
     lo: float = float("inf")
     hi: float = float("-inf")
 
-    def add(self, counts: np.ndarray, lo: float, hi: float) -> None:
-        self.counts += counts
-        self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
+    def add(self, sketch: Sketch) -> None:
+        self.counts += sketch.counts
+        self.lo, self.hi = min(self.lo, sketch.lo), max(self.hi, sketch.hi)
 
 
 @dataclass
@@ -52,8 +52,8 @@ class _Recent:
 def observing(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, _Tally]]:
     """While open, every forward pass of ``model`` adds the sites' inputs to their tallies.
 
-    Where torch leaves a core free, the forward pass only copies bit patterns and one thread beside
-    it counts them; where it takes all cores, a thread more would only be in its way. Tallies are
+    Where torch leaves a core free, the forward pass only copies what entered a site and one thread
+    beside it counts; where it takes all cores, a thread more would only be in its way. Tallies are
     complete when the context is left.
     """
     tallies = {site.name: _Tally() for site in sites}
@@ -61,10 +61,10 @@ def observing(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, _Ta
     counting: deque[Future[None]] = deque()
     spare_core = (os.cpu_count() or 1) > torch.get_num_threads()
 
-    def count(halves: Tensor, lo: Tensor, hi: Tensor, names: list[str]) -> None:
-        counts, low, high = count_patterns(halves), float(lo), float(hi)
+    def count(x: Tensor, names: list[str]) -> None:
+        sketch = Sketch.of(x)
         for name in names:
-            tallies[name].add(counts, low, high)
+            tallies[name].add(sketch)
 
     def hook(name: str):  # type: ignore[no-untyped-def]
         def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -74,11 +74,12 @@ def observing(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, _Ta
                 known.sites.append(name)
                 return
             recent[id(x)] = _Recent(weakref.ref(x), x._version, [name])
-            pending.append((patterns(x), *torch.aminmax(x.detach()), recent[id(x)].sites))
+            # A copy: what entered a site may be changed in place before it is counted.
+            pending.append((x.detach().clone(), recent[id(x)].sites))
 
         return observe
 
-    pending: list[tuple[Tensor, Tensor, Tensor, list[str]]] = []
+    pending: list[tuple[Tensor, list[str]]] = []
 
     def hand_over(module: nn.Module, inputs: object, outputs: object) -> None:
         """After each forward pass: which sites share a tensor is known only then."""

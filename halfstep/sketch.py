@@ -19,15 +19,13 @@ BINS = 65536
 _EXPONENT_ALL_ONES = 0x7F80  # infinities and NaN start here, for either sign
 
 
-def patterns(x: Tensor) -> Tensor:
-    """The float32 upper halves of ``x`` (any float dtype) as int32 0..65535: a copy, flat."""
+def count_patterns(x: Tensor) -> np.ndarray:
+    """Counts ``x`` (any float dtype and device) by float32 upper half: int64, shape (65536,).
+
+    Torch's operators run without Python's lock, so this may go on beside a forward pass.
+    """
     halves = x.detach().float().contiguous().flatten().view(torch.int32) >> 16
-    return halves.bitwise_and_(0xFFFF)
-
-
-def count_patterns(halves: Tensor) -> np.ndarray:
-    """How often each pattern occurs: int64, shape (65536,). Runs without Python's lock."""
-    return torch.bincount(halves, minlength=BINS).cpu().numpy()
+    return torch.bincount(halves.bitwise_and_(0xFFFF), minlength=BINS).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Sketch:
     def of(x: Tensor) -> Sketch:
         """The sketch of one tensor's values."""
         lo, hi = torch.aminmax(x.detach())
-        return Sketch(count_patterns(patterns(x)), float(lo), float(hi))
+        return Sketch(count_patterns(x), float(lo), float(hi))
 
     def __add__(self, other: Sketch) -> Sketch:
         return Sketch(self.counts + other.counts, min(self.lo, other.lo), max(self.hi, other.hi))

@@ -82,6 +82,7 @@ def test_more_cells_make_acceptance_harder(base):
     crowded = verdicts(base, crowd, [ACCURACY])
     assert alone["cell"].verdict == ACCEPT
     assert {j.verdict for j in crowded.values()} == {INCONCLUSIVE}
+    assert "not proven among 40 cells, about" in crowded["cell0"].reasons[0]
 
 
 def test_cells_that_a_counted_criterion_rules_out_do_not_weigh_on_the_others(base):
