@@ -47,6 +47,7 @@ def report_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["number"] = _number
     images = {name: base64.b64encode(data).decode() for name, data in figures.items()}
     return templates.get_template("report.html").render(
         result=result,
@@ -60,6 +61,11 @@ def report_html(
         criterion_text=criterion_text,
         headline=result["headline"],
     )
+
+
+def _number(value: float) -> str:
+    """Counts with thousands marked, measurements with four digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:

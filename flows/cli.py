@@ -56,11 +56,12 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Runs the matrix, decides, records everything. Run it again to take up where it stopped."""
+    from audit.store import Store
     from flows.show import print_sweep, progress_bar
 
     with progress_bar():
         result = _run_sweep(config, store, fresh)
-    _emit(result, as_json, lambda found: print_sweep(found, store))
+    _emit(result, as_json, lambda found: print_sweep(found, Store(store)))
     if require_accept and result["decision"]["verdict"] != "accept":
         raise typer.Exit(NOT_ACCEPTED)
 
@@ -75,9 +76,10 @@ def show(
     from audit.lookup import find
     from flows.show import print_cell, print_sweep
 
-    found = find(_existing(store), run)
+    existing = _existing(store)
+    found = find(existing, run)
     if "cells" in found:
-        _emit(found, as_json, lambda result: print_sweep(result, store))
+        _emit(found, as_json, lambda result: print_sweep(result, existing))
     else:
         _emit(found, as_json, print_cell)
 

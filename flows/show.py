@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from audit.note import criterion_text
+from audit.store import Store
 from flows.progress import Reporter, reporting
 
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow",
@@ -41,7 +41,7 @@ def progress_bar() -> Iterator[None]:
             yield
 
 
-def print_sweep(result: Mapping[str, Any], store: Path) -> None:
+def print_sweep(result: Mapping[str, Any], store: Store) -> None:
     """Cells, decision, and where to look."""
     headline = result["headline"]
     reference = result["reference"]["selection"]["metrics"]
@@ -82,8 +82,10 @@ def print_sweep(result: Mapping[str, Any], store: Path) -> None:
     )
     _say(f"run {result['run_id']} · decision {decision['digest'][:16]}")
     page = f"experiments/{result['experiment_id']}/runs/{result['run_id']}"
-    _say(f"look: halfstep ui --store {store}")
-    _say(f"      http://127.0.0.1:5000/#/{page}?workflowType=machine_learning")
+    server = "http://127.0.0.1:5000" if store.embedded else store.shown_uri.rstrip("/")
+    if store.embedded:
+        _say(f"look: halfstep ui --store {store.path}, then")
+    _say(f"{server}/#/{page}?workflowType=machine_learning")
 
 
 def _notes(result: Mapping[str, Any]) -> None:
