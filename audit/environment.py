@@ -40,7 +40,7 @@ def fact(read: Callable[[], Any]) -> dict[str, Any]:
         value = read()
     except Exception as error:  # any failure to read is itself what is recorded
         first = str(error).strip().splitlines()
-        return {"value": None, "reason": _private(first[0]) if first else type(error).__name__}
+        return {"value": None, "reason": private(first[0]) if first else type(error).__name__}
     if value is None or value == "":
         return {"value": None, "reason": "not reported by this system"}
     return {"value": value}
@@ -87,7 +87,7 @@ def capture() -> dict[str, dict[str, Any]]:
             "dirty_diff_sha256": lambda: digest_bytes(_git("diff", "HEAD").encode()),
             "untracked_files": lambda: len(_git("ls-files", "-o", "--exclude-standard").split()),
             "remote": lambda: without_credentials(_git("remote", "get-url", "origin")),
-            "arguments": lambda: [_private(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]]],
+            "arguments": lambda: [private(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]]],
             "started": lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "timezone": lambda: list(time.tzname),
             "locale": lambda: ".".join(filter(None, locale.getlocale())),
@@ -105,8 +105,8 @@ def without_credentials(url: str) -> str:
     return re.sub(r"(?<=//)[^/@\s]*@", "", url.strip())
 
 
-def _private(text: str) -> str:
-    """Text with the home folder replaced by ``~``."""
+def private(text: str) -> str:
+    """Text with the home folder replaced by ``~``: no home path reaches the trail."""
     home = str(Path.home())
     return text.replace(home, "~") if home not in ("", "/") else text
 
@@ -186,5 +186,5 @@ def _git(*arguments: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(_private(done.stderr.strip() or "git failed"))
+        raise RuntimeError(private(done.stderr.strip() or "git failed"))
     return done.stdout.strip() if arguments[0] != "diff" else done.stdout

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from evaluators import EVALUATORS
 from halfstep.resources import bit_operations, reference_bytes, weight_bytes
-from tasks.load import check_disjoint, prepare, take
+from tasks.load import prepare, read_data
 from tasks.plan import Plan
 
 
@@ -20,11 +19,7 @@ def forecast(plan: Plan) -> dict[str, Any]:
         UserError: whatever would stop the sweep before its first cell, save bad weights.
     """
     torch.set_num_threads(plan.compute.threads)
-    pools = plan.task.data.load()
-    for name, examples in pools.items():
-        EVALUATORS[plan.task.evaluator].check(f"pool {name!r}", examples)
-    splits = {name: take(name, spec, pools) for name, spec in plan.task.splits().items()}
-    check_disjoint(splits)
+    pools, splits = read_data(plan)
     folding, sites, places = prepare(plan, plan.subject.structure(pools), splits["calibration"])
     reference = reference_bytes(folding.model)
     sizes = {name: len(examples) for name, examples in splits.items()}

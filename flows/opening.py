@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from audit import encode, spool
+from audit.environment import private
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
@@ -59,7 +60,7 @@ def _record(loaded: Loaded, folder: SweepFolder) -> Record:
 
 
 def _files(loaded: Loaded, config_text: str, environ: dict[str, Any]) -> dict[str, bytes]:
-    return {
+    files = {
         "config/config.yaml": config_text.encode(),
         "config/plan.json": encode.json_bytes(loaded.plan.to_json()),
         "config/protocol.json": encode.json_bytes(loaded.protocol),
@@ -67,6 +68,7 @@ def _files(loaded: Loaded, config_text: str, environ: dict[str, Any]) -> dict[st
         "subject.json": encode.json_bytes(_subject(loaded)),
         "coverage.csv": encode.csv_bytes(coverage_rows(loaded, loaded.plan.schemes[0])),
     }
+    return {name: private(data.decode()).encode() for name, data in files.items()}
 
 
 def _subject(loaded: Loaded) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def _subject(loaded: Loaded) -> dict[str, Any]:
 
 def _datasets(loaded: Loaded) -> dict[str, dict[str, Any]]:
     """What MLflow shows as dataset inputs; its own digests read only the first rows."""
-    source = json.dumps(loaded.plan.to_json()["tasks"][0]["data"])  # type: ignore[index]
+    source = private(json.dumps(loaded.plan.to_json()["tasks"][0]["data"]))  # type: ignore[index]
     return {
         split: {
             "name": f"{loaded.plan.task.name} {split}",

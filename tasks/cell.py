@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from audit import encode, spool
+from audit.environment import private
 from audit.spool import Record
 from audit.store import SweepFolder
 from evaluators import EVALUATORS
@@ -50,10 +51,12 @@ def run_cell(
     except (KeyboardInterrupt, SystemExit, OSError):
         raise
     except Exception as error:  # whatever broke this cell is its record, not the sweep's end
-        reason = f"{type(error).__name__}: {error}"
+        reason = private(f"{type(error).__name__}: {error}")
         detail = {"scheme": scheme.to_json(), "error": reason, "resources": {}}
         failed = replace(base, status="failed", detail=detail)
-        record = spool.commit(folder, failed, {"error.txt": traceback.format_exc().encode()})
+        record = spool.commit(
+            folder, failed, {"error.txt": private(traceback.format_exc()).encode()}
+        )
         return Evaluated(record, folder, None, {}, reused=False)
 
 

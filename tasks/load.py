@@ -68,12 +68,7 @@ def load(plan: Plan, store: Path) -> Loaded:
         UserError: the data or the model cannot be used; nothing has been written then.
     """
     torch.set_num_threads(plan.compute.threads)
-    evaluator = EVALUATORS[plan.task.evaluator]
-    pools = plan.task.data.load()
-    for name, examples in pools.items():
-        evaluator.check(f"pool {name!r}", examples)
-    splits = {name: take(name, spec, pools) for name, spec in plan.task.splits().items()}
-    check_disjoint(splits)
+    pools, splits = read_data(plan)
     before = time.perf_counter()
     subject = plan.subject.load(pools, store / CACHE / "subjects")
     training_seconds = time.perf_counter() - before
@@ -98,6 +93,16 @@ def load(plan: Plan, store: Path) -> Loaded:
         implementation=implementation(),
         training_seconds=training_seconds,
     )
+
+
+def read_data(plan: Plan) -> tuple[Mapping[str, Examples], dict[str, Examples]]:
+    """The data's pools and the task's splits, both checked."""
+    pools = plan.task.data.load()
+    for name, examples in pools.items():
+        EVALUATORS[plan.task.evaluator].check(f"pool {name!r}", examples)
+    splits = {name: take(name, spec, pools) for name, spec in plan.task.splits().items()}
+    check_disjoint(splits)
+    return pools, splits
 
 
 def prepare(

@@ -186,6 +186,22 @@ def test_a_cell_that_breaks_is_recorded_and_stops_no_other(tiny, store):
     assert len(result["cells"]) == 3
 
 
+def test_no_home_path_reaches_the_trail(tiny, store, tmp_path, monkeypatch):
+    """Neither through the paths of a config nor through the traceback of a cell that broke."""
+    home = tmp_path / "canary-home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    weights = home / "weights.safetensors"
+    save_file(subjects.model().state_dict(), weights)
+    matrix = {"weights": {"format": ["int8", "int2"]}}
+    change = factory({"breaks_on": 40}, weights=weights, matrix=matrix)
+    result = sweep(tiny(change), store)
+    assert [c["status"] for c in result["cells"]] == ["finished", "failed"]
+    for path in store.path.rglob("*"):
+        if path.is_file():
+            assert b"canary-home" not in path.read_bytes(), path
+
+
 def test_a_store_in_use_names_its_holder(tiny, store):
     with (
         store.writing("sweep of 'other'"),
