@@ -69,7 +69,7 @@ class Recorder:
             except (UserError, OSError):
                 raise
             except Exception as error:  # whatever the store's own libraries raise
-                first = without_credentials(str(error).splitlines()[0])
+                first = without_credentials((str(error) or type(error).__name__).splitlines()[0])
                 raise UserError(
                     f"the sweep could not be recorded in {self._store.shown_uri} ({first}). All "
                     f"that was run is kept in {self._store.spool}; run the same command again to "
