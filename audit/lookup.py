@@ -7,13 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audit.environment import without_credentials
 from audit.store import Store
-from audit.trail import NOTE, PREFIX, connect
+from audit.trail import NOTE, PREFIX, connect, search_all
 from halfstep.errors import UserError
 
 RESULT = "sweep.json"
@@ -77,21 +77,8 @@ def reachable(store: Store) -> None:
 
 def _sweep_runs(client: MlflowClient) -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
-    found: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments,
-            f"tags.`{PREFIX}kind` = 'sweep'",
-            ViewType.ACTIVE_ONLY,
-            1000,
-            order_by=["attributes.start_time DESC"],
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+    newest_first = ["attributes.start_time DESC"]
+    return search_all(client, experiments, f"tags.`{PREFIX}kind` = 'sweep'", newest_first)
 
 
 def _line(run: Run) -> dict[str, Any]:

@@ -89,6 +89,14 @@ def copy(earlier: Path, folder: Path) -> Record | None:
     return commit(folder, replace(record, tags=record.tags | {"reused_from": origin}), files)
 
 
+def recall(folder: Path) -> Record | None:
+    """The record in a folder, or None with the folder free for a new one."""
+    record = read(folder)
+    if record is None:
+        discard_damaged(folder)
+    return record
+
+
 def discard_damaged(folder: Path) -> None:
     """Moves a folder that `read` refused out of the way, so that the work can be done anew."""
     if folder.exists():

@@ -217,16 +217,23 @@ class Trail:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _search(self, query: str) -> list[Run]:
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id], query, ViewType.ACTIVE_ONLY, 1000, page_token=token
-            )
-            found += page
-            token = page.token
-            if not token:
-                return found
+        return search_all(self._client, [self._experiment_id], query)
+
+
+def search_all(
+    client: MlflowClient, experiments: list[str], query: str, order_by: list[str] | None = None
+) -> list[Run]:
+    """Every run that a query finds, over all of its pages."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            experiments, query, ViewType.ACTIVE_ONLY, 1000, order_by=order_by, page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def has_run(store: Store, run_id: str) -> bool:

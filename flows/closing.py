@@ -51,10 +51,7 @@ def close(
         _fill_run_ids(result, recorder.run_ids, parent.key)
 
         def close_runs(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
-            if calibration is not None:
-                note = "The sketch of every activation site, from one pass."
-                trail.end(run_ids[calibration.key], {}, note, record.ended, True)
-            _close_runs(trail, parent_id, run_ids, result, record, place)
+            _close_runs(trail, parent_id, run_ids, result, calibration, record, place)
 
         recorder.call(close_runs)
         recorder.wait()
@@ -133,9 +130,8 @@ def _commit(
 ) -> tuple[Record, Path]:
     key = loaded.key(kind="decision", digest=decided["digest"], sweep=folder.sweep_id)
     place = folder.place("decision", key)
-    record = spool.read(place)
+    record = spool.recall(place)
     if record is None:
-        spool.discard_damaged(place)
         verdicts = [cell["verdict"] for cell in result["cells"]]
         headline = result["headline"]
         metrics = {
@@ -149,10 +145,14 @@ def _commit(
     return record, place
 
 
+def _evaluations(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cells, and the confirmation where there was one."""
+    return [*result["cells"], *filter(None, [result["confirmation"]])]
+
+
 def _fill_run_ids(result: dict[str, Any], run_ids: Mapping[str, str], parent_key: str) -> None:
     result["run_id"] = run_ids[parent_key]
-    confirmation = [result["confirmation"]] if result["confirmation"] else []
-    for cell in [*result["cells"], *confirmation]:
+    for cell in _evaluations(result):
         cell["run_id"] = run_ids[cell["key"]]
     for reference in result["reference"].values():
         reference["run_id"] = run_ids[reference["key"]]
@@ -163,18 +163,21 @@ def _close_runs(
     parent_id: str,
     run_ids: Mapping[str, str],
     result: Mapping[str, Any],
+    calibration: Record | None,
     record: Record,
     place: Path,
 ) -> None:
     """Verdicts and notes on every run; the parent last, so that a finished parent means all is."""
-    confirmation = [result["confirmation"]] if result["confirmation"] else []
-    for cell in [*result["cells"], *confirmation]:
+    for cell in _evaluations(result):
         finished = cell["status"] == "finished"
         tags = {"verdict": cell["verdict"], "status": cell["status"]}
         trail.end(run_ids[cell["key"]], tags, cell_note(cell), record.ended, finished)
     for split, reference in result["reference"].items():
         note = f"Full precision on the {split} split."
         trail.end(run_ids[reference["key"]], {}, note, record.ended, True)
+    if calibration is not None:
+        note = "The sketch of every activation site, from one pass."
+        trail.end(run_ids[calibration.key], {}, note, record.ended, True)
     trail.add(parent_id, record, place)
     decision, note = result["decision"], sweep_note(result)
     tags = {

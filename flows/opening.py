@@ -24,9 +24,8 @@ def open_sweep(
 ) -> Record:
     """Commits the parent's record, or finds the one that an interrupted sweep left."""
     place = folder.place("sweep", loaded.sweep_key)
-    record = spool.read(place)
+    record = spool.recall(place)
     if record is None:
-        spool.discard_damaged(place)
         record = spool.commit(place, _record(loaded, folder), _files(loaded, config_text, environ))
     recorder.sweep(record, place, _datasets(loaded))
     return record

@@ -36,10 +36,9 @@ class Evaluated:
 def recorded(sweep: SweepFolder, kind: str, key: str) -> Record | None:
     """Work that is recorded already: in this sweep, or in an earlier one with equal digests."""
     folder, earlier = sweep.place(kind, key), sweep.earlier(kind, key)
-    record = spool.read(folder)
-    if record is None:
-        spool.discard_damaged(folder)
-        record = spool.copy(earlier, folder) if earlier else None
+    record = spool.recall(folder)
+    if record is None and earlier is not None:
+        record = spool.copy(earlier, folder)
     return record if record is not None and record.key == key else None
 
 

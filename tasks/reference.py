@@ -32,11 +32,12 @@ def measure_reference(
             f"the full-precision subject gives NaN or infinite outputs for {outcomes.unscored} of "
             f"{len(outcomes)} examples of {split!r}; there is nothing to compare with"
         )
+    digest = encode.columns_digest(outcomes.columns())
     metrics = evaluator.measure(outcomes, outcomes)
     detail: dict[str, object] = {}
     if split == "selection":
         again = evaluator.run(loaded.subject.model, examples, batch, progress)
-        same = encode.columns_digest(again.columns()) == encode.columns_digest(outcomes.columns())
+        same = encode.columns_digest(again.columns()) == digest
         detail["deterministic"] = same
         metrics["repeat_identical"] = float(same)
     resources = {
@@ -49,8 +50,7 @@ def measure_reference(
         name=f"reference · {split}",
         tags={"split": split},
         metrics=finite(metrics | resources),
-        detail=detail
-        | {"resources": resources, "outcomes_digest": encode.columns_digest(outcomes.columns())},
+        detail=detail | {"resources": resources, "outcomes_digest": digest},
         started=started,
     )
     seconds = time.time() - started
