@@ -1,30 +1,21 @@
-"""Activation quantization: static from a site's sketch, or dynamic from each token."""
+"""Activation quantization: static from what calibration observed, or dynamic from the tensor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from halfstep.calibrators import parse_calibrator
-from halfstep.formats import Format
+from halfstep.formats import Format, NvFp4
+from halfstep.granularity import PerPosition, PerToken, PerTokenBlock
+from halfstep.observation import Observation
 from halfstep.observed import Sketched
+from halfstep.operators import Operand
 from halfstep.qparams import QParams, choose_qparams
-from halfstep.quantize import fake_quantize
+from halfstep.quantize import fake_quantize, has_one_zero, scale_back_
 from halfstep.scheme import Spec
-from halfstep.sketch import Sketch
-
-
-class ActivationQuantizer(Protocol):
-    def __call__(self, x: Tensor) -> Tensor:
-        """Fake-quantizes an activation (float32); returns a new tensor."""
-        ...
-
-    def qparams_for(self, x: Tensor) -> QParams:
-        """The qparams under which ``x`` is quantized, broadcastable against it."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +23,8 @@ class StaticQuantizer:
     """One scale for the tensor, fixed at calibration."""
 
     qparams: QParams
-    notes: tuple[str, ...]
+    """Scale and zero point of shape ``[1, 1]``."""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lower, upper = self.qparams.format.limits(self.qparams.zero_point)
@@ -41,6 +33,7 @@ class StaticQuantizer:
         object.__setattr__(self, "_upper", float(upper))
         object.__setattr__(self, "_scale", float(self.qparams.scale))
         object.__setattr__(self, "_inverse", float(self.qparams.scale.reciprocal()))
+        object.__setattr__(self, "_one_zero", has_one_zero(self.qparams.format))
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Fake-quantizes ``x``, into ``out`` where one is given."""
@@ -48,6 +41,8 @@ class StaticQuantizer:
         # Times one is a copy: formats that are only cast have scale 1.
         u = torch.mul(x, self._inverse, out=out)  # type: ignore[attr-defined]
         fmt.round_(u, self._lower, self._upper)  # type: ignore[attr-defined]
+        if self._one_zero:  # type: ignore[attr-defined]
+            return scale_back_(u, self._scale)  # type: ignore[attr-defined]
         return u.mul_(self._scale) if fmt.scaled else u  # type: ignore[attr-defined]
 
     def same_as(self, other: StaticQuantizer) -> bool:
@@ -68,41 +63,148 @@ class StaticQuantizer:
 
 
 @dataclass(frozen=True, eq=False)
-class DynamicQuantizer:
-    """Each token by its own range, taken as it passes."""
+class PositionQuantizer:
+    """A scale for each token position, fixed at calibration."""
 
-    format: Format
-    kind: str
-    """The site's kind: it decides which axes make up a token."""
-
+    qparams: QParams
+    """Scale and zero point of shape ``[positions + 1]``: the last is for positions beyond."""
+    operand: Operand
     notes: tuple[str, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.qparams_for(x))
 
     def qparams_for(self, x: Tensor) -> QParams:
-        axes = [x.dim() - 1] if self.kind == "linear" else list(range(1, x.dim()))
+        axis = position_axis(x, self.operand)
+        count = 1 if axis is None else x.shape[axis]
+        index = torch.arange(count).clamp(max=len(self.qparams.scale) - 1)
+        shape = [1] * x.dim()
+        if axis is not None:
+            shape[axis] = count
+        return QParams(
+            self.qparams.format,
+            self.qparams.scale[index].reshape(shape),
+            self.qparams.zero_point[index].reshape(shape),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TokenQuantizer:
+    """Each token by its own range, taken as it passes."""
+
+    format: Format
+    operand: Operand
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.qparams_for(x))
+
+    def qparams_for(self, x: Tensor) -> QParams:
+        whole = self.operand.whole_example
+        axes = list(range(1, x.dim())) if whole else [x.dim() + self.operand.axis]
         return choose_qparams(self.format, x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
 
 
-def static_quantizer(sketch: Sketch, spec: Spec) -> StaticQuantizer:
-    """Calibrates an activation site from its sketch."""
-    calibrator = parse_calibrator(spec.calibrator if spec.format.scaled else "minmax")
-    chosen = calibrator(Sketched(sketch), spec.format)
-    qparams = choose_qparams(spec.format, chosen.lo[:, None], chosen.hi[:, None])
-    notes = list(chosen.notes)
-    if sketch.lo == sketch.hi:
-        notes.append(f"activation is constant at {sketch.lo:g} over the calibration data")
-    return StaticQuantizer(qparams, tuple(notes))
+@dataclass(frozen=True, eq=False)
+class BlockQuantizer:
+    """Each block of consecutive values along the accumulator by its own range, as it passes."""
+
+    format: Format
+    operand: Operand
+    size: int
+    tensor_scale: Tensor | None = None
+    """float64 scalar for formats that have one; fixed at calibration."""
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.qparams_for(x))
+
+    def qparams_for(self, x: Tensor) -> QParams:
+        last = x.movedim(self.operand.axis, -1)
+        length = last.shape[-1]
+        short = -length % self.size
+        # Every range holds zero, so padding with zeros changes none.
+        padded = torch.nn.functional.pad(last, (0, short)).unflatten(-1, (-1, self.size))
+        chosen = choose_qparams(
+            self.format, padded.amin(-1).clamp(max=0), padded.amax(-1).clamp(min=0),
+            self.tensor_scale,
+        )  # fmt: skip
+
+        def spread(values: Tensor) -> Tensor:
+            wide = values.repeat_interleave(self.size, dim=-1)[..., :length]
+            return wide.movedim(-1, self.operand.axis)
+
+        return QParams(self.format, spread(chosen.scale), spread(chosen.zero_point))
 
 
-def quantizer(kind: str, sketch: Sketch | None, spec: Spec) -> StaticQuantizer | DynamicQuantizer:
-    """The quantizer of one activation site; static specs need its sketch."""
-    if spec.granularity.dynamic and spec.format.scaled:
-        return DynamicQuantizer(spec.format, kind)
-    if sketch is None:
-        if spec.format.scaled:
-            raise ValueError("a static activation needs a sketch")
+ActivationQuantizer = StaticQuantizer | PositionQuantizer | TokenQuantizer | BlockQuantizer
+
+
+@dataclass(frozen=True, eq=False)
+class TreatedActivation:
+    """What happens to one activation before it enters its product."""
+
+    operand: Operand
+    quantizer: ActivationQuantizer | None
+    divisor: Tensor | None = None
+    """float32, one a channel; a correction moved these factors into the weight."""
+
+    def divided(self, x: Tensor) -> Tensor:
+        """``x`` with each channel divided by its divisor; ``x`` itself where there is none."""
+        if self.divisor is None:
+            return x
+        shape = [1] * x.dim()
+        shape[self.operand.axis] = len(self.divisor)
+        return x / self.divisor.reshape(shape)
+
+
+def position_axis(x: Tensor, operand: Operand) -> int | None:
+    """The axis that counts tokens, or None where the input has none: a convolution's whole example
+    is one token, and the rows of a matrix ``[examples, features]`` are examples."""
+    if operand.whole_example or x.dim() < 3:
+        return None
+    return x.dim() - 2 if operand.axis == -1 else x.dim() - 1
+
+
+def quantizer(
+    operand: Operand, observation: Observation | None, spec: Spec
+) -> ActivationQuantizer:
+    """The quantizer of one activation; static specs need what calibration observed."""
+    fmt = spec.format
+    if spec.needs_sketch and observation is None:
+        raise ValueError("a static activation needs an observation")
+    if isinstance(fmt, NvFp4):
+        assert observation is not None
+        amax = max(abs(observation.sketch.lo), abs(observation.sketch.hi))
+        scale = fmt.tensor_scale(torch.tensor(amax, dtype=torch.float64))
+        return BlockQuantizer(fmt, operand, fmt.block, scale)
+    if fmt.block is not None:
+        return BlockQuantizer(fmt, operand, fmt.block)
+    if not fmt.scaled:
         one = torch.ones(1, 1)
-        return StaticQuantizer(choose_qparams(spec.format, -one, one), ())
-    return static_quantizer(sketch, spec)
+        return StaticQuantizer(choose_qparams(fmt, -one, one))
+    if isinstance(spec.granularity, PerToken):
+        return TokenQuantizer(fmt, operand)
+    if isinstance(spec.granularity, PerTokenBlock):
+        return BlockQuantizer(fmt, operand, spec.granularity.size)
+    assert observation is not None
+    if isinstance(spec.granularity, PerPosition):
+        return _by_position(operand, observation, fmt)
+    return _static(observation, spec)
+
+
+def _static(observation: Observation, spec: Spec) -> StaticQuantizer:
+    chosen = parse_calibrator(spec.calibrator)(Sketched(observation), spec.format)
+    qparams = choose_qparams(spec.format, chosen.lo[:, None], chosen.hi[:, None])
+    return StaticQuantizer(qparams, (*chosen.notes, *observation.notes))
+
+
+def _by_position(operand: Operand, observation: Observation, fmt: Format) -> PositionQuantizer:
+    if observation.positions is None:
+        raise ValueError("positions were not observed")
+    lo, hi = observation.positions
+    lo, hi = torch.cat([lo, lo.min()[None]]), torch.cat([hi, hi.max()[None]])
+    notes = observation.notes
+    if len(lo) == 2:
+        notes = (*notes, "input has one position: a static scale per token is one per tensor")
+    return PositionQuantizer(choose_qparams(fmt, lo, hi), operand, notes)

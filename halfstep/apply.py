@@ -4,52 +4,73 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from halfstep.activations import DynamicQuantizer, StaticQuantizer
+from halfstep.activations import StaticQuantizer, TreatedActivation
 from halfstep.certificate import Certificate, certify
+from halfstep.intercept import Interception
+from halfstep.operators import Operand
 from halfstep.weights import QuantizedWeight
 
 
 @dataclass(frozen=True, eq=False)
 class Treatment:
-    """What a scheme does at one site; None leaves that side at full precision."""
+    """What a scheme does to a model."""
 
-    weight: QuantizedWeight | None
-    activation: StaticQuantizer | DynamicQuantizer | None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    """What stands in place of parameters, by every name that holds one; a bias that the model does
+    not have is added."""
+    activations: Mapping[str, TreatedActivation] = field(default_factory=dict)
+    """By site."""
+    weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    """By site; their values are among ``parameters``."""
+    known: frozenset[str] = frozenset()
+    """Every activation site that discovery found, treated or not."""
+    notes: tuple[str, ...] = ()
+
+
+class UnknownSite(Exception):
+    """A product ran that discovery and calibration never saw: control flow depends on the data."""
 
 
 @contextmanager
-def applied(model: nn.Module, treatments: Mapping[str, Treatment]) -> Iterator[nn.Module]:
+def applied(model: nn.Module, treatment: Treatment) -> Iterator[nn.Module]:
     """The model, quantized while the context is open.
 
-    Weights are exchanged, not overwritten: the original parameter objects go back on exit, also
-    when the body raises. Run the model without gradients (`torch.no_grad`), and train nothing.
+    Parameters are exchanged, not overwritten: the original objects go back on exit, also when the
+    body raises. Run the model without gradients (`torch.no_grad`), and train nothing.
+
+    Raises:
+        UnknownSite: where activations are treated, a product ran that discovery did not see.
     """
-    originals: list[tuple[nn.Module, nn.Parameter]] = []
-    handles = []
-    scratch: dict[torch.Size, _Scratch] = {}
+    with exchanged(model, treatment.parameters):
+        quantize = _Quantize(treatment)
+        mode = Interception(quantize, alters=True)
+        with mode.over(model) if treatment.activations else nullcontext():
+            yield model
+
+
+@contextmanager
+def exchanged(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other tensors in place of some parameters while the context is open."""
+    originals: list[tuple[nn.Module, str, object]] = []
+    made: dict[int, nn.Parameter] = {}
     try:
-        for name, treatment in treatments.items():
-            module = model.get_submodule(name)
-            if treatment.weight is not None:
-                original = module.weight
-                assert isinstance(original, nn.Parameter)
-                originals.append((module, original))
-                module.weight = nn.Parameter(treatment.weight.values, requires_grad=False)
-            if treatment.activation is not None:
-                hook = _hook(treatment.activation, scratch)
-                handles.append(module.register_forward_pre_hook(hook))
-        yield model
+        for path, value in parameters.items():
+            owner, _, name = path.rpartition(".")
+            module = model.get_submodule(owner)
+            originals.append((module, name, getattr(module, name)))
+            # Tied weights stay one object.
+            new = made.setdefault(id(value), nn.Parameter(value, requires_grad=False))
+            setattr(module, name, new)
+        yield
     finally:
-        for module, original in originals:
-            module.weight = original
-        for handle in handles:
-            handle.remove()
+        for module, name, original in originals:
+            setattr(module, name, original)
 
 
 @dataclass
@@ -70,51 +91,70 @@ class _Scratch:
         return known and self.quantizer.same_as(quantizer)
 
 
-def _hook(quantizer: StaticQuantizer | DynamicQuantizer, scratch: dict[torch.Size, _Scratch]):  # type: ignore[no-untyped-def]
-    def quantize_static(x: Tensor) -> Tensor:
-        assert isinstance(quantizer, StaticQuantizer)
-        last = scratch.get(x.shape)
+class _Quantize:
+    """The visitor that quantizes activations."""
+
+    def __init__(self, treatment: Treatment) -> None:
+        self._treated = treatment.activations
+        self._known = treatment.known
+        self._scratch: dict[torch.Size, _Scratch] = {}
+
+    def __call__(self, site: str, operand: Operand, x: Tensor) -> Tensor:
+        treated = self._treated.get(site)
+        if treated is None:
+            if site not in self._known:
+                raise UnknownSite(
+                    f"{site} ran in evaluation but not on the example that sites were found with: "
+                    "the model's control flow depends on its data"
+                )
+            return x
+        quantizer = treated.quantizer
+        if treated.divisor is not None:
+            x = treated.divided(x)
+        elif (
+            isinstance(quantizer, StaticQuantizer)
+            # A buffer may be written again only where nothing keeps it for a backward pass, and
+            # where the product reads it before the next activation of its shape comes.
+            and operand.role == "input"
+            and x.is_contiguous()
+            and not x.is_inference()
+            and not torch.is_grad_enabled()
+        ):
+            return self._static(quantizer, x)
+        return x if quantizer is None else quantizer(x)
+
+    def _static(self, quantizer: StaticQuantizer, x: Tensor) -> Tensor:
+        last = self._scratch.get(x.shape)
         if last is not None and last.holds(x, quantizer):
             return last.buffer
         buffer = last.buffer if last is not None else torch.empty_like(x)
-        scratch[x.shape] = _Scratch(quantizer(x, out=buffer), weakref.ref(x), x._version, quantizer)
+        self._scratch[x.shape] = _Scratch(
+            quantizer(x, out=buffer), weakref.ref(x), x._version, quantizer
+        )
         return buffer
 
-    def quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = inputs[0]
-        # A buffer may be written again only where nothing keeps it for a backward pass.
-        plain = x.is_contiguous() and not x.is_inference() and not torch.is_grad_enabled()
-        if plain and isinstance(quantizer, StaticQuantizer):
-            return (quantize_static(x), *inputs[1:])
-        return (quantizer(x), *inputs[1:])
 
-    return quantize_input
+def certify_activations(model: nn.Module, treatment: Treatment, x: Tensor) -> list[Certificate]:
+    """Checks every treated activation of one batch element by element.
 
-
-@contextmanager
-def certifying(
-    model: nn.Module, treatments: Mapping[str, Treatment], into: list[Certificate]
-) -> Iterator[None]:
-    """While open, checks the quantization of every treated activation element by element.
-
-    The model itself stays at full precision, so its activations are those of the reference.
+    The activations are those of the treated parameters' model at full precision: each is what a
+    correction makes of it, before it is quantized, so the certificate is about the quantizer alone.
     """
+    found: dict[str, Certificate] = {}
 
-    def hook(name: str, quantizer: StaticQuantizer | DynamicQuantizer):  # type: ignore[no-untyped-def]
-        def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            qparams = quantizer.qparams_for(x)
-            into.append(certify(name, "activation", x, quantizer(x), qparams, quantizer.notes))
+    def check(site: str, operand: Operand, x: Tensor) -> Tensor:
+        treated = treatment.activations.get(site)
+        if treated is None:
+            return x
+        x = treated.divided(x)
+        if treated.quantizer is not None and site not in found:
+            quantizer = treated.quantizer
+            found[site] = certify(
+                site, "activation", x, quantizer(x), quantizer.qparams_for(x), quantizer.notes
+            )
+        return x
 
-        return check
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(hook(name, treatment.activation))
-        for name, treatment in treatments.items()
-        if treatment.activation is not None
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    mode = Interception(check, alters=True)
+    with torch.no_grad(), exchanged(model, treatment.parameters), mode.over(model):
+        model(x)
+    return list(found.values())

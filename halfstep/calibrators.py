@@ -18,6 +18,10 @@ from halfstep.observed import Observed
 HISTOGRAM_BINS = 2048
 ENTROPY_FIRST_CANDIDATE = 128
 DEFAULT_PERCENTILE = 99.99
+DEFAULT_AVERAGING = 0.01
+"""torch.ao's averaging constant."""
+DEFAULT_POWER = 2.4
+"""The norm that the published code of GPTQ searches its scales with."""
 TIE = 1e-12
 """Divergences (nats) this close are equal: what separates them is the order of float sums."""
 _CHUNK = 4_000_000  # elements of one temporary: bounds memory, not results
@@ -56,8 +60,43 @@ def percentile(observed: Observed, fmt: Format, *, share: float) -> Range:
     return Range(torch.where(empty, low, lo), torch.where(empty, high, hi), notes)
 
 
+def percentile_pair(observed: Observed, fmt: Format, *, low: float, high: float) -> Range:
+    """The quantiles ``low`` and ``high`` of x: another share may be cut on either side.
+
+    A symmetric format covers the larger of the two magnitudes.
+    """
+    least, most = observed.extremes()
+    lo = torch.maximum(observed.quantile(low, magnitude=False), least)
+    hi = torch.minimum(observed.quantile(high, magnitude=False), most)
+    empty = (lo == 0) & (hi == 0) & ((least != 0) | (most != 0))
+    vanished = int(empty.sum())
+    notes = (f"percentile is zero in {vanished} block(s): minmax used there",) if vanished else ()
+    return Range(torch.where(empty, least, lo), torch.where(empty, most, hi), notes)
+
+
+def moving_average(observed: Observed, fmt: Format, *, weight: float) -> Range:
+    """The extremes of each batch, averaged exponentially: ``r += weight * (batch - r)``.
+
+    As torch.ao's ``MovingAverageMinMaxObserver``; activations only. The average leans to the last
+    batches, whose order halfstep fixes by the content of the examples.
+    """
+    ranges = observed.batch_ranges()
+    lo, hi = ranges[0]
+    for low, high in ranges[1:]:
+        lo, hi = lo + weight * (low - lo), hi + weight * (high - hi)
+    notes = ("moving average saw one batch: it equals minmax",) if len(ranges) == 1 else ()
+    return Range(
+        torch.tensor([lo], dtype=torch.float64), torch.tensor([hi], dtype=torch.float64), notes
+    )
+
+
 def mse(observed: Observed, fmt: Format) -> Range:
-    """The shrunken range with the least squared quantization error.
+    """The shrunken range with the least squared quantization error (`least_error`, power 2)."""
+    return least_error(observed, fmt, power=2.0)
+
+
+def least_error(observed: Observed, fmt: Format, *, power: float) -> Range:
+    """The shrunken range with the least sum of ``|error| ** power``.
 
     The extremes are shrunk by factors 2**(-k/8), k = 0..96 (a geometric walk over 12 binades, so
     the bulk is reachable beside an outlier), then by 16 equal steps around the best. The error of a
@@ -67,17 +106,24 @@ def mse(observed: Observed, fmt: Format) -> Range:
     low, high = observed.extremes()
     values, weights = observed.points()
     coarse = torch.logspace(0, -12, 97, base=2.0, dtype=torch.float64)
-    factor = _least_error(fmt, values, weights, low, high, coarse[:, None].expand(-1, len(low)))
+    whole = coarse[:, None].expand(-1, len(low))
+    factor = _least_error(fmt, values, weights, low, high, whole, power)
     steps = torch.linspace(2**0.125, 2**-0.125, 17, dtype=torch.float64)
     fine = (factor * steps[:, None]).clamp(max=1.0)
-    factor = _least_error(fmt, values, weights, low, high, fine)
+    factor = _least_error(fmt, values, weights, low, high, fine, power)
     hit = int((factor <= 2.0**-12).sum())
-    notes = (f"mse search ended at its smallest range in {hit} block(s)",) if hit else ()
+    notes = (f"search ended at its smallest range in {hit} block(s)",) if hit else ()
     return Range(low * factor, high * factor, notes)
 
 
 def _least_error(
-    fmt: Format, values: Tensor, weights: Tensor, low: Tensor, high: Tensor, factors: Tensor
+    fmt: Format,
+    values: Tensor,
+    weights: Tensor,
+    low: Tensor,
+    high: Tensor,
+    factors: Tensor,
+    power: float,
 ) -> Tensor:
     """For each block the factor (of ``[candidates, blocks]``) with the least error; first wins."""
     errors = torch.empty(factors.shape, dtype=torch.float64)
@@ -88,7 +134,8 @@ def _least_error(
         scale = scale.clamp(min=torch.finfo(torch.float32).tiny).float()[..., None]
         lower, upper = fmt.limits(zero_point[..., None])
         u = values * scale.reciprocal()
-        error = fmt.round_(u, lower, upper).mul_(scale).sub_(values).square_()
+        error = fmt.round_(u, lower, upper).mul_(scale).sub_(values)
+        error = error.square_() if power == 2 else error.abs_().pow_(power)
         errors[start : start + chunk] = (error * weights).sum(dim=-1)
     return factors.gather(0, errors.argmin(dim=0, keepdim=True))[0]
 
@@ -106,7 +153,8 @@ def entropy(observed: Observed, fmt: Format) -> Range:
     low, high = observed.extremes()
     edges = fmt.positive_edges(unsigned=bool((low >= 0).all()))
     amax = torch.maximum(low.abs(), high.abs())
-    kept = [entropy_candidate(row, edges.numpy()) for row in observed.histogram(HISTOGRAM_BINS)]
+    found = [entropy_candidate(row, edges.numpy()) for row in observed.histogram(HISTOGRAM_BINS)]
+    kept = [candidate.bins for candidate in found]
     share = torch.tensor([k / HISTOGRAM_BINS for k in kept], dtype=torch.float64)
     clip = amax * share
     notes = []
@@ -115,20 +163,33 @@ def entropy(observed: Observed, fmt: Format) -> Range:
             f"entropy saw {observed.values_per_block} values a block, fewer than its "
             f"{len(edges) - 1} levels"
         )
+    alone = sum(kept_one.lonely for kept_one in found)
+    if alone:
+        notes.append(f"entropy had one candidate in {alone} of {len(kept)} block(s)")
     whole = int((share == 1.0).sum())
     if whole:
         notes.append(f"entropy equals minmax in {whole} of {len(kept)} block(s)")
     return Range(torch.maximum(low, -clip), torch.minimum(high, clip), tuple(notes))
 
 
-def entropy_candidate(histogram: np.ndarray, level_edges: np.ndarray) -> int:
+@dataclass(frozen=True)
+class Candidate:
+    """The outcome of one entropy search."""
+
+    bins: int
+    """How many leading bins of the histogram to keep."""
+    lonely: bool
+    """True where no other candidate could have won."""
+
+
+def entropy_candidate(histogram: np.ndarray, level_edges: np.ndarray) -> Candidate:
     """How many leading bins of one histogram (float64 ``[bins]``) to keep.
 
     ``level_edges``: borders of the levels as fractions of a candidate's range, 0 to 1.
     """
     mass = histogram.astype(np.float64).copy()
     if mass[1:].sum() == 0:
-        return len(mass)
+        return Candidate(len(mass), True)
     mass[0] = mass[1]  # zeros are exact at any scale: they must not decide
     candidates = np.arange(ENTROPY_FIRST_CANDIDATE, len(mass) + 1)
     prefix = np.concatenate([[0.0], np.cumsum(mass)])
@@ -162,7 +223,7 @@ def entropy_candidate(histogram: np.ndarray, level_edges: np.ndarray) -> int:
     useless = ((last == 0) & (tail > 0)) | ((filled[candidates] < 2) & (tail > 0))
     divergence = np.where(useless, np.inf, divergence)
     ties = np.flatnonzero(divergence <= divergence.min() + TIE)
-    return int(candidates[ties[-1]])
+    return Candidate(int(candidates[ties[-1]]), int(np.isfinite(divergence).sum()) == 1)
 
 
 def _level_of(borders: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -173,21 +234,52 @@ def _level_of(borders: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 CALIBRATORS: dict[str, Calibrator] = {
     "minmax": minmax,
+    "moving_average": partial(moving_average, weight=DEFAULT_AVERAGING),
     "percentile": partial(percentile, share=DEFAULT_PERCENTILE / 100),
     "entropy": entropy,
     "mse": mse,
+    "sqnr": mse,
+    "lp": partial(least_error, power=DEFAULT_POWER),
 }
-"""Every calibrator by the name that configs use; ``percentile(99.9)`` names another share."""
+"""Every calibrator by the name that configs use. Some take parameters: ``percentile(99.9)``, or a
+pair ``percentile(0.1, 99.9)``; ``moving_average(0.01)``; ``lp(2.4)``. ``sqnr`` and ``mse`` are one:
+the signal does not depend on the range, so the least error has the highest SQNR."""
+FOR_ACTIVATIONS_ONLY = ("moving_average",)
 
 
 def parse_calibrator(text: str) -> Calibrator:
-    """Reads ``mse`` or ``percentile(99.9)``; raises UserError on anything else."""
-    match = re.fullmatch(r"percentile\(([0-9.]+)\)", text)
-    if match:
-        share = float(match[1]) / 100
-        if not 0.5 < share <= 1.0:
+    """Reads ``mse``, ``percentile(99.9)`` and so on; raises UserError on anything else."""
+    match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text.strip())
+    name = match[1] if match else text
+    if match is None or name not in CALIBRATORS:
+        raise UserError(f"unknown calibrator {text!r}; {allowed(name, CALIBRATORS)}")
+    if match[2] is None:
+        return CALIBRATORS[name]
+    try:
+        numbers = [float(part) for part in match[2].split(",")]
+    except ValueError:
+        raise UserError(f"calibrator {text!r}: its parameters are numbers") from None
+    if name == "percentile" and len(numbers) == 1:
+        if not 50 < numbers[0] <= 100:
             raise UserError(f"calibrator {text!r}: a percentile lies above 50 and up to 100")
-        return partial(percentile, share=share)
-    if text not in CALIBRATORS:
-        raise UserError(f"unknown calibrator {text!r}; {allowed(text, CALIBRATORS)}")
-    return CALIBRATORS[text]
+        return partial(percentile, share=numbers[0] / 100)
+    if name == "percentile" and len(numbers) == 2:
+        low, high = numbers
+        if not 0 <= low < 50 < high <= 100:
+            raise UserError(
+                f"calibrator {text!r}: of a pair the first lies from 0 to below 50, the second "
+                "above 50 and up to 100"
+            )
+        return partial(percentile_pair, low=low / 100, high=high / 100)
+    if name == "moving_average" and len(numbers) == 1:
+        if not 0 < numbers[0] <= 1:
+            raise UserError(f"calibrator {text!r}: the weight of a batch is above 0 and up to 1")
+        return partial(moving_average, weight=numbers[0])
+    if name == "lp" and len(numbers) == 1:
+        if not 0 < numbers[0] <= 10:
+            raise UserError(f"calibrator {text!r}: the power is above 0 and up to 10")
+        return partial(least_error, power=numbers[0])
+    raise UserError(
+        f"calibrator {text!r}: percentile takes one parameter or two, moving_average and lp take "
+        "one, the others none"
+    )

@@ -38,6 +38,8 @@ class Certificate:
     clipped: int
     clip_excess: float
     """Largest distance of a clipped value from the end of the range."""
+    bound_in_gaps: float
+    """Half a gap; one where the rounding was learned."""
     sqnr_db: float | None
     """Signal over quantization noise; None where the noise is zero."""
     notes: tuple[str, ...] = ()
@@ -63,12 +65,19 @@ def certify(
     approximation: Tensor,
     qparams: QParams,
     notes: tuple[str, ...] = (),
+    *,
+    gaps: float = 0.5,
 ) -> Certificate:
     """Checks every element against its bound, in float64.
 
     The bound of an element is half the gap of the grid at that element (uniform formats: half a
     step), times the scale, plus `FLOAT32_SLACK` of the element. A value is in range up to half a
     gap beyond the end of the grid; past that it counts as clipped.
+
+    Args:
+        x: what was rounded, float32.
+        gaps: the bound in gaps of the grid; 1 where the rounding was learned, and a value may go
+            to either neighbour.
 
     Raises:
         BoundViolated: an in-range element moved further than its bound.
@@ -81,7 +90,7 @@ def certify(
     error = (approximation.double() - exact).abs()
     beyond = torch.maximum(lower - u, u - upper).clamp(min=0.0)
     half_gap = fmt.gap(torch.maximum(torch.minimum(u, upper), lower)).double() / 2
-    bound = half_gap * scale + FLOAT32_SLACK * exact.abs()
+    bound = 2 * gaps * half_gap * scale + FLOAT32_SLACK * exact.abs()
     in_range = beyond <= half_gap
     ratio = torch.where(in_range, error / bound, 0.0)
     noise = float(error.square().sum())
@@ -97,6 +106,7 @@ def certify(
         step=float(scale.max()),
         clipped=int((~in_range).sum()),
         clip_excess=float(torch.where(in_range, 0.0, beyond * scale).max()),
+        bound_in_gaps=gaps,
         sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
         notes=notes,
     )

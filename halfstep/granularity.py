@@ -1,6 +1,6 @@
 """Granularities: which values share one scale.
 
-Weights are seen as a matrix ``[out, reduction]`` (`halfstep.sites.as_matrix`). Each granularity
+Weights are seen as a matrix ``[out, reduction]`` (`halfstep.layout`). Each granularity
 answers with the block of that matrix, ``block_size(shape)``, that shares one scale, so one
 arithmetic serves all of them.
 """
@@ -62,11 +62,29 @@ class PerGroup:
 
 
 @dataclass(frozen=True)
+class PerBlock:
+    """One scale for each tile of ``rows`` by ``columns`` of the matrix; (8, 32) with 4x16 has 4.
+
+    Where the tile does not divide the matrix, the last tiles of an axis are smaller.
+    """
+
+    rows: int
+    columns: int
+    dynamic: ClassVar[bool] = False
+
+    def block_size(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return (min(self.rows, shape[0]), min(self.columns, shape[1]))
+
+    def __str__(self) -> str:
+        return f"per_block({self.rows}x{self.columns})"
+
+
+@dataclass(frozen=True)
 class PerToken:
     """Activations only, dynamic: each token's range is taken from the token itself.
 
-    A token is what shares its accumulator's scale in a linear or convolution: the last axis of a
-    linear's input, and one whole example ``[C, *spatial]`` of a convolution's.
+    A token is what one accumulator runs over: the last axis of a linear's input, one whole example
+    ``[C, *spatial]`` of a convolution's.
     """
 
     dynamic: ClassVar[bool] = True
@@ -75,31 +93,85 @@ class PerToken:
         return "per_token"
 
 
-WeightGranularity = PerTensor | PerAxis | PerGroup
-Granularity = WeightGranularity | PerToken
+@dataclass(frozen=True)
+class PerPosition:
+    """Activations only, static: each token position has a scale of its own, fixed at calibration.
 
-GRANULARITIES: dict[str, type[PerTensor] | type[PerAxis] | type[PerGroup] | type[PerToken]] = {
+    Positions beyond those that calibration saw take the widest of all. Inputs without an axis of
+    tokens have one position, and so one scale.
+    """
+
+    dynamic: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return "per_token_static"
+
+
+@dataclass(frozen=True)
+class PerTokenBlock:
+    """Activations only, dynamic: one scale for ``size`` consecutive values of a token.
+
+    A token never shares a scale with another one, so what stands beside it in a batch cannot
+    change it. The last block of a token may be shorter.
+    """
+
+    size: int
+    dynamic: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"per_block(1x{self.size})"
+
+
+WeightGranularity = PerTensor | PerAxis | PerGroup | PerBlock
+ActivationGranularity = PerTensor | PerToken | PerPosition | PerTokenBlock
+Granularity = WeightGranularity | ActivationGranularity
+
+GRANULARITIES: dict[str, type[Granularity]] = {
     "per_tensor": PerTensor,
     "per_channel": PerAxis,
     "per_group": PerGroup,
+    "per_block": PerBlock,
     "per_token": PerToken,
+    "per_token_static": PerPosition,
 }
-FOR_WEIGHTS = ("per_tensor", "per_channel", "per_group")
-FOR_ACTIVATIONS = ("per_tensor", "per_token")
+FOR_WEIGHTS = ("per_tensor", "per_channel", "per_group", "per_block")
+FOR_ACTIVATIONS = ("per_tensor", "per_token", "per_token_static", "per_block")
 
 
-def parse_granularity(text: str) -> Granularity:
-    """Reads ``per_channel``, ``per_group(32)`` and so on; raises UserError on anything else."""
-    match = re.fullmatch(r"(\w+)(?:\((\d+)\))?", text.strip())
-    name, size = (match[1], match[2]) if match else (text, None)
-    if name not in GRANULARITIES:
-        raise UserError(f"unknown granularity {text!r}; {allowed(name, GRANULARITIES)}")
-    if (name == "per_group") != (size is not None) or size == "0":
+def parse_granularity(text: str, side: str) -> Granularity:
+    """Reads ``per_channel``, ``per_group(32)``, ``per_block(128x128)``; ``side`` is ``weights`` or
+    ``activations``.
+
+    ``per_block(128)`` is a tile of 128x128 weights, or 128 consecutive values of one token.
+
+    Raises:
+        UserError: no such granularity, or not for this side.
+    """
+    match = re.fullmatch(r"(\w+)(?:\((\d+)(?:x(\d+))?\))?", text.strip())
+    name, first, second = (match[1], match[2], match[3]) if match else (text, None, None)
+    fitting = FOR_WEIGHTS if side == "weights" else FOR_ACTIVATIONS
+    if name not in fitting:
+        raise UserError(f"unknown granularity for {side} {text!r}; {allowed(name, fitting)}")
+    sized = name in ("per_group", "per_block")
+    if sized != (first is not None) or "0" in (first, second) or (second and name == "per_group"):
         raise UserError(
-            f"granularity {text!r}: per_group takes a size of at least 1, as in per_group(32); "
-            "the others take none"
+            f"granularity {text!r}: per_group takes a size of at least 1, as in per_group(32), "
+            "per_block one or two, as in per_block(128) or per_block(1x32); the others take none"
         )
-    return PerGroup(int(size)) if size is not None else GRANULARITIES[name]()  # type: ignore[call-arg]
+    if not sized:
+        return GRANULARITIES[name]()
+    size = int(first)
+    if name == "per_group":
+        return PerGroup(size)
+    rows, columns = (size, int(second)) if second else (size, size)
+    if side == "weights":
+        return PerBlock(rows, columns)
+    if second and rows != 1:
+        raise UserError(
+            f"granularity {text!r}: a block of activations lies inside one token, as in "
+            f"per_block(1x{columns}); a block over {rows} tokens would let the batch change a result"
+        )
+    return PerTokenBlock(columns)
 
 
 def grid_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
@@ -108,31 +180,47 @@ def grid_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int
 
 
 def to_blocks(matrix: Tensor, block: tuple[int, int]) -> list[Tensor]:
-    """The matrix's blocks as rows ``[blocks, values]``: the full ones, then the short tails.
+    """The matrix's blocks as rows ``[blocks, values]``, one tensor for each size of block.
 
-    The full blocks come in row-major order of the scale's grid without its ragged last column;
-    the tails, if any, are that column.
+    Full blocks first, in row-major order of the scale's grid; then, where the block does not
+    divide the matrix, the narrower last column, the lower last row, and their corner.
     """
-    columns = matrix.shape[1]
-    if block[0] != 1:  # one block for the whole tensor
-        return [matrix.reshape(1, -1)]
-    whole = columns // block[1] * block[1]
-    parts = [matrix[:, :whole].reshape(-1, block[1])]
-    if whole < columns:
-        parts.append(matrix[:, whole:])
+    rows, columns = matrix.shape
+    parts = []
+    for top, height, bottom in _spans(rows, block[0]):
+        for left, width, right in _spans(columns, block[1]):
+            part = matrix[top:bottom, left:right]
+            tiles = part.reshape((bottom - top) // height, height, (right - left) // width, width)
+            parts.append(tiles.transpose(1, 2).reshape(-1, height * width))
     return parts
 
 
-def from_blocks(parts: list[Tensor], grid: tuple[int, int]) -> Tensor:
+def from_blocks(
+    parts: list[Tensor], shape: tuple[int, int], block: tuple[int, int]
+) -> Tensor:
     """Puts one value a block (as `to_blocks` ordered them) back on the scale's grid."""
-    if len(parts) == 1:
-        return parts[0].reshape(grid)
-    rows = grid[0]
-    return torch.cat([parts[0].reshape(rows, -1), parts[1].reshape(rows, 1)], dim=1)
+    pieces = iter(parts)
+    lines = []
+    for top, height, bottom in _spans(shape[0], block[0]):
+        line = [
+            next(pieces).reshape((bottom - top) // height, (right - left) // width)
+            for left, width, right in _spans(shape[1], block[1])
+        ]
+        lines.append(torch.cat(line, dim=1))
+    return torch.cat(lines)
+
+
+def _spans(length: int, size: int) -> list[tuple[int, int, int]]:
+    """(start, block, end) of the part that whole blocks fill, and of the shorter rest."""
+    whole = length // size * size
+    spans = [(0, size, whole)] if whole else []
+    return spans + ([(whole, length - whole, length)] if whole < length else [])
 
 
 def expand(values: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> Tensor:
     """Values on the scale's grid, made broadcastable against a matrix of ``shape``."""
-    if values.shape[1] == 1:
-        return values
-    return values.repeat_interleave(block[1], dim=1)[:, : shape[1]]
+    if values.shape[1] > 1:
+        values = values.repeat_interleave(block[1], dim=1)[:, : shape[1]]
+    if 1 < values.shape[0] < shape[0]:
+        values = values.repeat_interleave(block[0], dim=0)[: shape[0]]
+    return values

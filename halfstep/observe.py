@@ -1,11 +1,16 @@
-"""Observing: one instrumented forward pass that fills a sketch for each activation site."""
+"""Observing: one instrumented forward pass that fills an observation for each activation site.
+
+The examples run in an order that their content fixes, and in batches of a fixed size. So neither
+the order of the data, nor the batch size of the evaluation, nor how the batches are dealt to
+workers can move a bit of what is observed.
+"""
 
 from __future__ import annotations
 
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,22 +19,78 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from halfstep.activations import TreatedActivation, position_axis
 from halfstep.errors import UserError
-from halfstep.sites import Site
+from halfstep.intercept import Interception
+from halfstep.observation import GROWTH_SHARES, Observation, Stand, bulk
+from halfstep.operators import Operand
+from halfstep.sites import ActivationSite
 from halfstep.sketch import BINS, Sketch
+
+BATCH = 32
+"""Examples of one calibration batch, whatever the batch size of the evaluation."""
+WAITING_BYTES = 256 * 2**20
+"""Copies of activations that may wait to be counted."""
+
+
+def canonical(examples: Tensor, row_digests: Sequence[str]) -> tuple[Tensor, ...]:
+    """The calibration batches: examples in order of their content digests, `BATCH` at a time.
+
+    The digests are as good as random, so any beginning of this order is a fair sample.
+    """
+    order = sorted(range(len(examples)), key=row_digests.__getitem__)
+    return examples[torch.tensor(order)].split(BATCH)
 
 
 @dataclass
-class _Tally:
-    """A sketch in the making, added to in place: a batch comes by every few milliseconds."""
+class Tally:
+    """An observation in the making, added to in place: a batch comes by every few milliseconds."""
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     lo: float = float("inf")
     hi: float = float("-inf")
+    batches: dict[int, tuple[float, float]] = field(default_factory=dict)
+    positions: tuple[Tensor, Tensor] | None = None
+    growth: list[Stand] = field(default_factory=list)
 
-    def add(self, sketch: Sketch) -> None:
+    def add(self, sketch: Sketch, batch: int) -> None:
         self.counts += sketch.counts
         self.lo, self.hi = min(self.lo, sketch.lo), max(self.hi, sketch.hi)
+        low, high = self.batches.get(batch, (sketch.lo, sketch.hi))
+        self.batches[batch] = (min(low, sketch.lo), max(high, sketch.hi))
+
+    def add_positions(self, x: Tensor, operand: Operand) -> None:
+        axis = position_axis(x, operand)
+        if axis is None:
+            lo, hi = (v[None] for v in torch.aminmax(x))
+        else:
+            others = [a for a in range(x.dim()) if a != axis]
+            lo, hi = x.amin(others), x.amax(others)
+        lo, hi = lo.double(), hi.double()
+        if self.positions is not None:
+            lo = _wider(torch.minimum, self.positions[0], lo)
+            hi = _wider(torch.maximum, self.positions[1], hi)
+        self.positions = (lo, hi)
+
+    def stand(self, share: float, examples: int) -> None:
+        if self.counts.any():
+            now = Sketch(self.counts.copy(), self.lo, self.hi)
+            self.growth.append(Stand(share, examples, self.lo, self.hi, bulk(now)))
+
+    def observation(self) -> Observation:
+        ranges = np.array([self.batches[b] for b in sorted(self.batches)], dtype=np.float64)
+        return Observation(
+            Sketch(self.counts, self.lo, self.hi),
+            ranges.reshape(-1, 2),
+            self.positions,
+            tuple(self.growth),
+        )
+
+
+def _wider(choose, one: Tensor, other: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """Elementwise over the positions that both have; the longer one's own beyond."""
+    short, long = sorted((one, other), key=len)
+    return torch.cat([choose(short, long[: len(short)]), long[len(short) :]])
 
 
 @dataclass
@@ -48,86 +109,152 @@ class _Recent:
         return self.tensor() is x and self.version == x._version
 
 
+@dataclass
+class Observer:
+    """Tallies in the making, complete once `observing` is left."""
+
+    tallies: dict[str, Tally]
+    in_turn: Callable[[Callable[[], None]], None]
+    """Runs something after all that was seen so far has been counted."""
+    batch: int = 0
+
+    def stand(self, share: float, examples: int) -> None:
+        """Notes every site's range down."""
+
+        def note() -> None:
+            for tally in self.tallies.values():
+                tally.stand(share, examples)
+
+        self.in_turn(note)
+
+
 @contextmanager
-def observing(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, _Tally]]:
-    """While open, every forward pass of ``model`` adds the sites' inputs to their tallies.
+def observing(
+    model: nn.Module,
+    sites: Sequence[ActivationSite],
+    *,
+    treated: Mapping[str, TreatedActivation] | None = None,
+    positions: bool = False,
+) -> Iterator[Observer]:
+    """While open, every forward pass of ``model`` adds what enters the sites to their tallies.
 
-    Where torch leaves a core free, the forward pass only copies what entered a site and one thread
-    beside it counts; where it takes all cores, a thread more would only be in its way. Tallies are
-    complete when the context is left.
+    The outputs are those of the plain model, bit for bit. Where torch leaves a core free, the pass
+    only copies what entered a site and one thread beside it counts; where it takes all cores, a
+    thread more would only be in its way.
+
+    Args:
+        treated: divisors of a correction: what is counted is the activation divided by them, and
+            the model is run with them.
+        positions: also note the range at each token position.
     """
-    tallies = {site.name: _Tally() for site in sites}
+    operands = {site.name: site.operand for site in sites}
+    observer = Observer({name: Tally() for name in operands}, lambda act: submit(0, act))
     recent: dict[int, _Recent] = {}
-    counting: deque[Future[None]] = deque()
+    counting: deque[tuple[Future[None], int]] = deque()
     spare_core = (os.cpu_count() or 1) > torch.get_num_threads()
+    pending: list[tuple[Tensor, list[str]]] = []
+    divisors = treated or {}
 
-    def count(x: Tensor, names: list[str]) -> None:
+    def count(x: Tensor, names: list[str], batch: int) -> None:
         sketch = Sketch.of(x)
         for name in names:
-            tallies[name].add(sketch)
+            observer.tallies[name].add(sketch, batch)
+            if positions:
+                observer.tallies[name].add_positions(x, operands[name])
 
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            known = recent.get(id(x))
-            if known is not None and known.of(x):
-                known.sites.append(name)
-                return
-            recent[id(x)] = _Recent(weakref.ref(x), x._version, [name])
-            # A copy: what entered a site may be changed in place before it is counted.
-            pending.append((x.detach().clone(), recent[id(x)].sites))
+    def submit(size: int, act, *arguments) -> None:  # type: ignore[no-untyped-def]
+        if not spare_core:
+            act(*arguments)
+            return
+        counting.append((beside.submit(act, *arguments), size))
+        waiting = sum(s for _, s in counting)
+        while counting and (waiting > WAITING_BYTES or counting[0][0].done()):
+            future, freed = counting.popleft()
+            future.result()
+            waiting -= freed
 
-        return observe
-
-    pending: list[tuple[Tensor, list[str]]] = []
+    def visit(name: str, operand: Operand, x: Tensor) -> Tensor:
+        if name not in operands or x.numel() == 0:
+            return x
+        if name in divisors:
+            x = divisors[name].divided(x)
+            pending.append((x.detach(), [name]))
+            return x
+        known = recent.get(id(x))
+        if known is not None and known.of(x):
+            known.sites.append(name)
+            return x
+        if x.is_inference():
+            pending.append((x.detach().clone(), [name]))
+            return x
+        recent[id(x)] = _Recent(weakref.ref(x), x._version, [name])
+        # A copy: what entered a site may be changed in place before it is counted.
+        pending.append((x.detach().clone(), recent[id(x)].sites))
+        return x
 
     def hand_over(module: nn.Module, inputs: object, outputs: object) -> None:
         """After each forward pass: which sites share a tensor is known only then."""
-        for work in pending:
-            if spare_core:
-                counting.append(beside.submit(count, *work))
-            else:
-                count(*work)
+        for x, names in pending:
+            submit(x.numel() * x.element_size(), count, x, list(names), observer.batch)
         pending.clear()
         recent.clear()
-        while len(counting) > 2 * len(sites):  # a batch may wait, not the whole data set
-            counting.popleft().result()
+        observer.batch += 1
 
-    handles = [
-        model.get_submodule(site.name).register_forward_pre_hook(hook(site.name)) for site in sites
-    ]
-    handles.append(model.register_forward_hook(hand_over))
+    mode = Interception(visit, alters=bool(divisors))
+    handle = model.register_forward_hook(hand_over)
     with ThreadPoolExecutor(1) as beside:
         try:
-            yield tallies
+            with mode.over(model):
+                yield observer
         finally:
-            for handle in handles:
-                handle.remove()
-        for waiting in counting:
-            waiting.result()
+            handle.remove()
+        for future, _ in counting:
+            future.result()
 
 
 def calibrate(
-    model: nn.Module, sites: Sequence[Site], batches: Iterable[Tensor]
-) -> dict[str, Sketch]:
-    """Runs the calibration data through the model once and returns each site's sketch.
+    model: nn.Module,
+    sites: Sequence[ActivationSite],
+    batches: Iterable[Tensor],
+    *,
+    treated: Mapping[str, TreatedActivation] | None = None,
+    positions: bool = False,
+    examples: int | None = None,
+) -> dict[str, Observation]:
+    """Runs the calibration batches through the model once; each site's observation.
+
+    Args:
+        batches: in canonical order, see `canonical`.
+        examples: how many there are in all; with it, the growth of the ranges is noted.
 
     Raises:
         UserError: a site saw NaN or infinite activations, or nothing at all.
     """
-    with observing(model, sites) as tallies, torch.no_grad():
+    left = [(share, share * (examples or 0)) for share in GROWTH_SHARES]
+    done = 0
+    with observing(model, sites, treated=treated, positions=positions) as observer, torch.no_grad():
         for batch in batches:
             model(batch)
-    sketches = {name: Sketch(t.counts, t.lo, t.hi) for name, t in tallies.items()}
-    for name, sketch in sketches.items():
-        if sketch.nonfinite:
-            raise UserError(
-                f"activations entering {name} hold {sketch.nonfinite} NaN or infinite value(s) "
-                "on the calibration data"
-            )
-        if sketch.total == 0:
+            done += len(batch)
+            while examples and left and done >= left[0][1] and done < examples:
+                observer.stand(left.pop(0)[0], done)
+        if examples:
+            observer.stand(1.0, done)
+    found = {name: tally.observation() for name, tally in observer.tallies.items()}
+    for name, observation in found.items():
+        check_finite(name, observation.sketch, "the calibration data")
+        if observation.sketch.total == 0:
             raise UserError(
                 f"site {name} saw no activations on the calibration data; skip it with "
                 f"sites: {{skip: [{name}]}} or use data that reaches it"
             )
-    return sketches
+    return found
+
+
+def check_finite(name: str, sketch: Sketch, where: str) -> None:
+    """Raises UserError where a site saw NaN or infinity."""
+    if sketch.nonfinite:
+        raise UserError(
+            f"activations entering {name} hold {sketch.nonfinite} NaN or infinite value(s) "
+            f"on {where}"
+        )

@@ -1,7 +1,7 @@
 """What a calibrator may ask of observed values: extremes, quantiles, weighted points, histograms.
 
 Weights are observed exactly (`Exact`: the blocks themselves); activations through their sketch
-(`Sketched`). Both answer the same four questions, so each calibrator is written once.
+(`Sketched`). Both answer the same questions, so each calibrator is written once.
 Every answer has one row for each block; a sketch is one block.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfstep.observation import Observation
 from halfstep.sketch import Sketch
 
 SUBPOINTS = 8
@@ -41,6 +42,10 @@ class Observed(Protocol):
         """Mass of |x| in equal bins over ``[0, amax]``, float64 ``[blocks, bins]``."""
         ...
 
+    def batch_ranges(self) -> np.ndarray:
+        """Smallest and largest value of each batch, float64 ``[batches, 2]``, first batch first."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Exact:
@@ -60,6 +65,9 @@ class Exact:
         ordered = self._ordered_magnitudes if magnitude else self._ordered
         rank = int(np.ceil(round(share * ordered.shape[1], 9))) - 1
         return ordered[:, max(rank, 0)].double()
+
+    def batch_ranges(self) -> np.ndarray:
+        raise ValueError("weights do not come in batches")
 
     @cached_property
     def _ordered(self) -> Tensor:
@@ -86,11 +94,18 @@ class Exact:
 class Sketched:
     """An activation site, through its sketch; inside a bin, mass is taken as evenly spread."""
 
-    sketch: Sketch
+    observation: Observation
+
+    @property
+    def sketch(self) -> Sketch:
+        return self.observation.sketch
 
     @property
     def values_per_block(self) -> int:
         return self.sketch.total
+
+    def batch_ranges(self) -> np.ndarray:
+        return self.observation.batch_ranges
 
     def extremes(self) -> tuple[Tensor, Tensor]:
         return (

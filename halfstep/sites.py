@@ -1,121 +1,265 @@
-"""Sites: the places of a subject where numbers get quantized, and the ledger of all places."""
+"""Sites: the places of a subject where numbers get quantized, found by watching one forward pass."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-KINDS: dict[type[nn.Module], str] = {
-    nn.Linear: "linear",
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-}
-"""Module types that are quantized, and the kind a site of that type has."""
-
-ELEMENTWISE = "no multiply-accumulates: stays at full precision"
+from halfstep.intercept import Interception
+from halfstep.layout import Layout
+from halfstep.operators import ARITHMETIC, Operand
 
 
 @dataclass(frozen=True)
-class Site:
-    """A module whose weight and whose input get quantized."""
+class WeightSite:
+    """A parameter that enters at least one product, or whose rows are looked up."""
 
     name: str
     kind: str
+    """Of the first operation that uses it."""
+    parameters: tuple[str, ...]
+    """Every name under which the model holds it; more than one where weights are tied."""
+    layout: Layout
 
-    def weight(self, model: nn.Module) -> Tensor:
-        weight = model.get_submodule(self.name).weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+    def read(self, model: nn.Module) -> Tensor:
+        """The weight, detached."""
+        return model.get_parameter(self.parameters[0]).detach()
 
 
 @dataclass(frozen=True)
-class Place:
-    """One row of the coverage ledger: a place that computes or holds parameters."""
+class ActivationSite:
+    """One activation that enters one product."""
 
     name: str
     kind: str
-    parameters: int
+    operand: Operand
+    weight: str | None
+    """The weight site that it is multiplied with, if it is a weight."""
+    same_as: str
+    """The first site that the very same tensor enters; its own name where there is none before."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One product, or one table of embeddings, in the order of the forward pass."""
+
+    name: str
+    kind: str
+    weight: str | None
+    activations: tuple[str, ...]
     macs: int
     """Multiply-accumulates for one example."""
-    quantized: bool
+    reduction: int
+    """The most products that one accumulator adds up, on that example."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Calls of one function by one module's code that stay at full precision."""
+
+    scope: str
+    function: str
+    calls: int
+    macs: int
     reason: str
-    """Why it is not quantized; empty where it is."""
 
 
-def discover(model: nn.Module) -> tuple[Site, ...]:
-    """Every site of a model, in the order of its modules."""
-    return tuple(
-        Site(name, KINDS[type(module)])
-        for name, module in model.named_modules()
-        if type(module) in KINDS
+@dataclass(frozen=True)
+class Sites:
+    """What one forward pass of one example showed."""
+
+    weights: tuple[WeightSite, ...]
+    activations: tuple[ActivationSite, ...]
+    operations: tuple[Operation, ...]
+    elsewhere: tuple[Elsewhere, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a pattern may match."""
+        return list(dict.fromkeys(s.name for s in (*self.weights, *self.activations)))
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Names of the first and the last operation that multiply by a weight."""
+        named = [o.name for o in self.operations if o.weight and o.kind != "embedding"]
+        return (named[0], named[-1]) if named else ("", "")
+
+
+def base(name: str) -> str:
+    """The name without its use: ``fc#2`` is a use of ``fc``."""
+    return name.split("#")[0]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Shell style (``head*``); a pattern that names an operation matches all its uses and
+    operands."""
+    return any(
+        fnmatch.fnmatchcase(name, p) for p in (pattern, f"{pattern}#*", f"{pattern}.*")
     )
 
 
-def select(sites: Sequence[Site], skip: Sequence[str]) -> tuple[Site, ...]:
-    """The sites that no skip pattern (shell style: ``head*``) names."""
-    return tuple(s for s in sites if not any(fnmatch.fnmatch(s.name, p) for p in skip))
+@dataclass
+class _Seen:
+    kind: str
+    weight: str | None = None
+    activations: list[str] = field(default_factory=list)
+    macs: int = 0
+    reduction: int = 0
 
 
-def coverage(
-    model: nn.Module,
-    example: Tensor,
-    sites: Sequence[Site],
-    skip: Sequence[str],
-    folded: Sequence[str] = (),
-) -> tuple[Place, ...]:
-    """The ledger: every module that could have been quantized, and whether it was or why not.
+class _Survey(Interception):
+    def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
+        super().__init__(self._see, alters=True)
+        self.operations: dict[str, _Seen] = {}
+        self.weights: dict[str, tuple[str, Layout]] = {}
+        self.activations: dict[str, tuple[Operand, str]] = {}
+        self.others: dict[tuple[str, str], list[int]] = {}
+        self.notes: list[str] = []
+        self._counter = counter
+        self._model = model
+        self._kept: list[tuple[Tensor, str]] = []  # keeps tensors alive, so that ids stay theirs
+        self._running: list[str] = []
 
-    Multiply-accumulates come from torch's own count over every operator of one forward pass, so
-    a matmul outside any known module shows up as a place of its own.
+    def _see(self, site: str, operand: Operand, x: Tensor) -> Tensor:
+        first = next((name for tensor, name in self._kept if tensor is x), site)
+        self._kept.append((x, site))
+        self.activations.setdefault(site, (operand, first))
+        seen = self.operations[self._running[-1]]
+        seen.reduction = max(seen.reduction, x.shape[operand.axis])
+        if site not in seen.activations:
+            seen.activations.append(site)
+        return x
+
+    def see_weight(self, name: str, weight: Tensor, layout: Callable[[], Layout]) -> None:
+        site = name.removesuffix(".weight")
+        if self._running:
+            self.operations[self._running[-1]].weight = site
+        if name in self.weights:
+            return
+        found = whole_layout(layout(), weight, self._model.get_parameter(name))
+        if found is None:
+            self.notes.append(f"{name} is used through a view that cannot be followed")
+        else:
+            self.weights[name] = (site, found)
+
+    @contextmanager
+    def measuring(self, name: str, kind: str) -> Iterator[None]:
+        self.operations.setdefault(name, _Seen(kind))
+        self._running.append(name)
+        before = self._counter.get_total_flops()
+        yield
+        self._running.pop()
+        self.operations[name].macs += (self._counter.get_total_flops() - before) // 2
+
+    def elsewhere(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        before = self._counter.get_total_flops()
+        result = func(*args, **kwargs)
+        macs = (self._counter.get_total_flops() - before) // 2
+        name = getattr(func, "__name__", str(func))
+        arithmetic = name in ARITHMETIC and self.scope not in self._leaves
+        if macs or arithmetic:
+            tally = self.others.setdefault((self.scope, name), [0, 0])
+            tally[0] += 1
+            tally[1] += macs
+        return result
+
+
+def whole_layout(layout: Layout, view: Tensor, parameter: Tensor) -> Layout | None:
+    """The layout of a whole parameter from that of a view that an operation used.
+
+    Axes are followed by their strides, through transposes and through slices along outputs; None
+    where a view mixes axes.
+    """
+    if view.shape == parameter.shape and view.stride() == parameter.stride():
+        return layout
+    if layout.view != tuple(view.shape):
+        return None
+    rows, summed = [], []
+    for i, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
+        if size == 1:
+            continue
+        found = [a for a in range(parameter.dim()) if parameter.stride(a) == stride]
+        found = [a for a in found if parameter.shape[a] > 1]
+        if len(found) != 1:
+            return None
+        if i in layout.rows:
+            rows.append(found[0])
+        elif parameter.shape[found[0]] == size:
+            summed.append(found[0])
+        else:
+            return None
+    left = [a for a in range(parameter.dim()) if a not in rows and a not in summed]
+    rows += [a for a in left if parameter.shape[a] > 1 or not summed]
+    return Layout(tuple(parameter.shape), tuple(sorted(rows)))
+
+
+def discover(model: nn.Module, example: Tensor) -> Sites:
+    """Finds every site by running one example.
+
+    Multiply-accumulates are torch's own count over every operator, so a product that halfstep does
+    not know shows up by the name of its function.
 
     Args:
         example: a batch of one, as the model takes it.
-        skip: the patterns that took sites away.
-        folded: names of batch norms that were folded into the layer before them.
     """
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    survey = _Survey(model, counter)
+    with torch.no_grad(), counter, survey.over(model):
         model(example)
-    per_module = {
-        name.split(".", 1)[1]: sum(flops.values()) // 2
-        for name, flops in counter.get_flop_counts().items()
-        if "." in name
-    }
     total = counter.get_total_flops() // 2
-    chosen = {site.name for site in sites}
-    places: list[Place] = []
-    for name, module in model.named_modules():
-        own = sum(p.numel() for p in module.parameters(recurse=False))
-        leaf = next(module.children(), None) is None
-        if not own and not leaf:
-            continue
-        macs = per_module.get(name, 0) if leaf else 0
-        kind = KINDS.get(type(module), type(module).__name__)
-        reason = ""
-        if name in folded:
-            kind, reason = "batch norm", "folded into the layer before it"
-        elif name not in chosen:
-            if type(module) in KINDS:
-                pattern = next(p for p in skip if fnmatch.fnmatch(name, p))
-                reason = f"skipped by pattern {pattern!r}"
-            elif own or macs:
-                reason = f"modules of type {type(module).__name__} are not quantized"
-            else:
-                reason = ELEMENTWISE
-        places.append(Place(name, kind, own, macs, not reason, reason))
-    elsewhere = total - sum(place.macs for place in places)
-    if elsewhere > 0:
-        reason = "matrix products outside the quantized modules"
-        places.append(Place("(functional)", "functional", 0, elsewhere, False, reason))
-    return tuple(places)
+    holders: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    kinds: dict[str, str] = {}
+    for seen in survey.operations.values():
+        if seen.weight is not None:
+            kinds.setdefault(seen.weight, seen.kind)
+    weights = tuple(
+        WeightSite(site, kinds.get(site, "recurrent"), tuple(sorted_first(
+            holders[id(model.get_parameter(name))], name)), layout)
+        for name, (site, layout) in survey.weights.items()
+    )  # fmt: skip
+    known = {site.name for site in weights}
+    owners = {s: o for o in survey.operations.values() for s in o.activations}
+    activations = tuple(
+        ActivationSite(
+            name,
+            owners[name].kind,
+            operand,
+            owners[name].weight if owners[name].weight in known else None,
+            first,
+        )
+        for name, (operand, first) in survey.activations.items()
+    )
+    operations = tuple(
+        Operation(name, o.kind, o.weight if o.weight in known else None,
+                  tuple(o.activations), o.macs, o.reduction)
+        for name, o in survey.operations.items()
+    )  # fmt: skip
+    elsewhere = [
+        Elsewhere(scope, name, calls, macs, ARITHMETIC.get(name, UNKNOWN_PRODUCT))
+        for (scope, name), (calls, macs) in survey.others.items()
+    ]
+    missing = total - sum(o.macs for o in operations) - sum(e.macs for e in elsewhere)
+    if missing > 0:
+        elsewhere.append(Elsewhere("", "(unseen)", 1, missing, UNSEEN))
+    return Sites(weights, activations, operations, tuple(elsewhere), tuple(survey.notes))
 
 
-def as_matrix(weight: Tensor) -> Tensor:
-    """A weight as ``[out, reduction]``: what one output's accumulator runs over is one row."""
-    return weight.reshape(weight.shape[0], -1)
+UNKNOWN_PRODUCT = "a product by a function that halfstep does not quantize"
+UNSEEN = "products that never pass through torch's Python functions (scripted or compiled code)"
+
+
+def sorted_first(names: Sequence[str], first: str) -> list[str]:
+    """The names, one of them in front."""
+    return [first, *[name for name in names if name != first]]

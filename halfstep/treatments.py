@@ -1,53 +1,92 @@
-"""Treatments: from sketches and schemes to what is done at each site, each piece made once."""
+"""Treatments: from observations and schemes to what is done at each site, each piece made once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from halfstep.activations import DynamicQuantizer, StaticQuantizer, quantizer
-from halfstep.apply import Treatment, certifying
+from halfstep.accumulators import Accumulator, accumulators
+from halfstep.activations import TreatedActivation, quantizer
+from halfstep.apply import Treatment, certify_activations, exchanged
 from halfstep.certificate import Certificate, certify
+from halfstep.corrections import BiasCorrection, Correction, CrossLayerEqualization, SmoothQuant
+from halfstep.granularity import PerPosition
+from halfstep.moments import Moments, gather
+from halfstep.observation import Observation
+from halfstep.observe import calibrate
+from halfstep.rewrites import Rewrite, rewritten
 from halfstep.scheme import Scheme, Spec
-from halfstep.sites import Site, as_matrix
-from halfstep.sketch import Sketch
+from halfstep.sites import ActivationSite, Sites, WeightSite
 from halfstep.weights import QuantizedWeight, quantize_weight
 
 CERTIFIED_EXAMPLES = 16
 """Activation certificates check every element of this many examples."""
 
 
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What may be asked of the calibration data."""
+
+    batches: Callable[[], Iterable[Tensor]]
+    """In canonical order; called anew for each pass."""
+    examples: int
+    observations: Mapping[str, Observation] = field(default_factory=dict)
+    """From the one pass that every static scheme shares, by activation site."""
+    positions: bool = False
+
+
 class Treatments:
-    """Makes treatments for one model from one calibration; cells share every piece they have in
-    common (a weight under a spec, an activation under a spec, their certificates)."""
+    """Makes treatments for one model from one calibration.
+
+    Cells share every piece they have in common: a weight under a spec and its corrections, an
+    activation under a spec, the moments that corrections need, the observations of a rewritten
+    model, and all certificates.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        sites: Sequence[Site],
-        sketches: Mapping[str, Sketch],
-        examples: Tensor,
+        self, model: nn.Module, sites: Sites, calibration: Calibration, examples: Tensor
     ) -> None:
         """``examples``: inputs whose first `CERTIFIED_EXAMPLES` rows activations are checked on."""
         self._model = model
         self._sites = sites
-        self._sketches = sketches
+        self._calibration = calibration
         self._examples = examples[:CERTIFIED_EXAMPLES]
-        self._weights: dict[tuple[str, Spec], QuantizedWeight] = {}
-        self._activations: dict[tuple[str, Spec], StaticQuantizer | DynamicQuantizer] = {}
-        self._certificates: dict[tuple[str, Spec], tuple[Certificate, ...]] = {}
+        self._moments: dict[str, Moments] | None = None
+        self._rewrites: dict[tuple[Correction, ...], Rewrite] = {}
+        self._observed: dict[tuple[Correction, ...], Mapping[str, Observation]] = {}
+        self._weights: dict[tuple[str, Spec, tuple[Correction, ...]], QuantizedWeight] = {}
+        self._activations: dict[
+            tuple[str, Spec | None, tuple[Correction, ...]], TreatedActivation
+        ] = {}
+        self._certificates: dict[object, Certificate] = {}
 
-    def for_scheme(self, scheme: Scheme) -> dict[str, Treatment]:
-        """What the scheme does at each site."""
-        return {
-            site.name: Treatment(
-                self._weight(site, scheme.weights) if scheme.weights else None,
-                self._activation(site, scheme.activations) if scheme.activations else None,
-            )
-            for site in self._sites
-        }
+    def for_scheme(self, scheme: Scheme) -> Treatment:
+        """What the scheme does to the model."""
+        rewrites = _rewrites(scheme)
+        rewrite = self._rewrite(rewrites)
+        weights: dict[str, QuantizedWeight] = {}
+        parameters: dict[str, Tensor] = dict(rewrite.parameters)
+        notes = list(rewrite.notes)
+        for site in self._sites.weights:
+            spec = scheme.weight_spec(site, self._sites)
+            if spec is None:
+                continue
+            weights[site.name] = self._weight(site, spec, scheme, rewrite)
+            parameters |= dict.fromkeys(site.parameters, weights[site.name].values)
+        if any(isinstance(c, BiasCorrection) for c in scheme.corrections):
+            biases, told = self._corrected_biases(weights, rewrite)
+            parameters |= biases
+            notes += told
+        activations = {}
+        for active in self._sites.activations:
+            spec = scheme.activation_spec(active, self._sites)
+            if spec is not None or active.name in rewrite.divisors:
+                activations[active.name] = self._activation(active, spec, rewrites)
+        known = frozenset(site.name for site in self._sites.activations)
+        return Treatment(parameters, activations, weights, known, tuple(notes))
 
     def certificates(self, scheme: Scheme) -> tuple[Certificate, ...]:
         """Every weight's and activation's certificate, weights first, in order of sites.
@@ -58,64 +97,182 @@ class Treatments:
         Raises:
             BoundViolated: a bound does not hold.
         """
-        found: tuple[Certificate, ...] = ()
-        if scheme.weights:
-            key = ("weight", scheme.weights)
-            if key not in self._certificates:
-                self._certificates[key] = self._certify_weights(scheme.weights)
-            found += self._certificates[key]
-        if scheme.activations:
-            key = ("activation", scheme.activations)
-            if key not in self._certificates:
-                self._certificates[key] = self._certify_activations(scheme)
-            found += self._certificates[key]
-        return found
-
-    def _weight(self, site: Site, spec: Spec) -> QuantizedWeight:
-        key = (site.name, spec)
-        if key not in self._weights:
-            self._weights[key] = quantize_weight(site.weight(self._model), spec)
-        return self._weights[key]
-
-    def _activation(self, site: Site, spec: Spec) -> StaticQuantizer | DynamicQuantizer:
-        key = (site.name, spec)
-        if key not in self._activations:
-            self._activations[key] = quantizer(site.kind, self._sketches.get(site.name), spec)
-        return self._activations[key]
-
-    def _certify_weights(self, spec: Spec) -> tuple[Certificate, ...]:
-        certificates = []
-        for site in self._sites:
-            quantized = self._weight(site, spec)
-            certificates.append(
-                certify(
-                    site.name,
-                    "weight",
-                    as_matrix(site.weight(self._model)),
-                    as_matrix(quantized.values),
-                    quantized.broadcast(),
-                    quantized.notes,
-                )
+        treatment = self.for_scheme(scheme)
+        found = [self._certified_weight(name, w) for name, w in treatment.weights.items()]
+        keys = {name: id(t) for name, t in treatment.activations.items() if t.quantizer is not None}
+        if not all(key in self._certificates for key in keys.values()):
+            plain = replace(
+                treatment, parameters=self._rewrite(_rewrites(scheme)).parameters
             )
-        return tuple(certificates)
-
-    def _certify_activations(self, scheme: Scheme) -> tuple[Certificate, ...]:
-        found: list[Certificate] = []
-        with torch.inference_mode(), certifying(self._model, self.for_scheme(scheme), found):
-            self._model(self._examples)
+            for certificate in certify_activations(self._model, plain, self._examples):
+                self._certificates[keys[certificate.site]] = certificate
+        found += [self._certificates[key] for key in keys.values() if key in self._certificates]
         return tuple(found)
 
+    def accumulators(self, scheme: Scheme) -> tuple[Accumulator, ...]:
+        """Bounds on the int32 accumulators of the scheme's integer products."""
+        treatment = self.for_scheme(scheme)
+        biases = {}
+        for operation in self._sites.operations:
+            bias = self._bias_of(operation.weight) if operation.weight else None
+            name, tensor = bias if bias else ("", None)
+            if tensor is not None:
+                biases[operation.name] = treatment.parameters.get(name, tensor)
+        return accumulators(treatment, self._sites, biases)
 
-def qparams_tensors(treatments: Mapping[str, Treatment]) -> dict[str, Tensor]:
-    """Scales and zero points by site, for safetensors. Dynamic activations have none to keep."""
-    tensors: dict[str, Tensor] = {}
-    for name, treatment in treatments.items():
-        if treatment.weight is not None:
-            tensors[f"{name}.weight.scale"] = treatment.weight.qparams.scale.contiguous()
-            tensors[f"{name}.weight.zero_point"] = treatment.weight.qparams.zero_point.contiguous()
-        if isinstance(treatment.activation, StaticQuantizer):
-            tensors[f"{name}.input.scale"] = treatment.activation.qparams.scale.contiguous()
-            tensors[f"{name}.input.zero_point"] = (
-                treatment.activation.qparams.zero_point.contiguous()
+    def _rewrite(self, corrections: tuple[Correction, ...]) -> Rewrite:
+        if corrections not in self._rewrites:
+            rewrite = Rewrite()
+            for correction in corrections:
+                assert isinstance(correction, CrossLayerEqualization | SmoothQuant)
+                rewrite = rewritten(
+                    rewrite, correction, self._model, self._sites, self._all_moments
+                )
+            self._rewrites[corrections] = rewrite
+        return self._rewrites[corrections]
+
+    def _all_moments(self) -> dict[str, Moments]:
+        """Of every weight's input: one pass, made when the first correction asks for it."""
+        if self._moments is None:
+            wanted = [site.name for site in self._sites.weights]
+            self._moments = gather(self._model, self._sites, self._calibration.batches(), wanted)
+        return self._moments
+
+    def _observations(self, corrections: tuple[Correction, ...]) -> Mapping[str, Observation]:
+        """Of the model as rewritten: a rewrite needs a pass of its own."""
+        rewrite = self._rewrite(corrections)
+        if rewrite.nothing:
+            return self._calibration.observations
+        if corrections not in self._observed:
+            divided = {
+                site.name: TreatedActivation(site.operand, None, rewrite.divisors[site.name])
+                for site in self._sites.activations
+                if site.name in rewrite.divisors
+            }
+            with exchanged(self._model, self._spread(rewrite.parameters)):
+                self._observed[corrections] = calibrate(
+                    self._model,
+                    self._sites.activations,
+                    self._calibration.batches(),
+                    treated=divided,
+                    positions=self._calibration.positions,
+                    examples=self._calibration.examples,
+                )
+        return self._observed[corrections]
+
+    def _spread(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters under every name that holds them."""
+        spread = dict(parameters)
+        for site in self._sites.weights:
+            if site.parameters[0] in parameters:
+                spread |= dict.fromkeys(site.parameters, parameters[site.parameters[0]])
+        return spread
+
+    def _weight(
+        self, site: WeightSite, spec: Spec, scheme: Scheme, rewrite: Rewrite
+    ) -> QuantizedWeight:
+        corrections = tuple(c for c in scheme.corrections if c.stage != "bias")
+        key = (site.name, spec, corrections)
+        if key not in self._weights:
+            own = tuple(c for c in corrections if c.stage in ("scale", "rounding"))
+            moments = self._all_moments().get(site.name) if own else None
+            self._weights[key] = quantize_weight(
+                rewrite.weight(site, self._model),
+                spec,
+                site.layout,
+                own,
+                rewrite.moments(site, moments) if moments is not None else None,
             )
+        return self._weights[key]
+
+    def _activation(
+        self, site: ActivationSite, spec: Spec | None, corrections: tuple[Correction, ...]
+    ) -> TreatedActivation:
+        key = (site.name, spec, corrections)
+        if key not in self._activations:
+            made = None
+            if spec is not None:
+                observation = self._observations(corrections).get(site.name)
+                made = quantizer(site.operand, observation, spec)
+            divisor = self._rewrite(corrections).divisors.get(site.name)
+            self._activations[key] = TreatedActivation(site.operand, made, divisor)
+        return self._activations[key]
+
+    def _corrected_biases(
+        self, weights: Mapping[str, QuantizedWeight], rewrite: Rewrite
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        moments = self._all_moments()
+        parameters: dict[str, Tensor] = {}
+        notes = []
+        for site in self._sites.weights:
+            if site.name not in weights:
+                continue
+            found = self._bias_of(site.name)
+            if found is None or site.name not in moments:
+                notes.append(f"bias_correction does not apply to {site.name}: it has no bias")
+                continue
+            name, bias = found
+            own = rewrite.moments(site, moments[site.name])
+            quantized = weights[site.name]
+            original = site.layout.matrix(rewrite.weight(site, self._model))
+            values = site.layout.matrix(quantized.values)
+            shift = BiasCorrection().shift(values - original, own)
+            before = rewrite.parameters.get(name, bias)
+            start = before.double() if before is not None else torch.zeros_like(shift)
+            parameters[name] = (start - shift).float()
+        return parameters, notes
+
+    def _bias_of(self, weight: str) -> tuple[str, Tensor | None] | None:
+        """Name and value of the bias that belongs to a weight; the value is None where the module
+        could have one and has none. None where there is no place for a bias."""
+        site = next(s for s in self._sites.weights if s.name == weight)
+        owner, _, own = site.parameters[0].rpartition(".")
+        module = self._model.get_submodule(owner)
+        name = own.replace("weight", "bias")
+        if name == own or not hasattr(module, name):
+            return None
+        bias = getattr(module, name)
+        return f"{owner}.{name}".lstrip("."), bias.detach() if bias is not None else None
+
+    def _certified_weight(self, name: str, weight: QuantizedWeight) -> Certificate:
+        if id(weight) not in self._certificates:
+            self._certificates[id(weight)] = certify(
+                name,
+                "weight",
+                weight.target,
+                weight.rounded,
+                weight.broadcast(),
+                weight.notes,
+                gaps=weight.gaps,
+            )
+        return self._certificates[id(weight)]
+
+
+def _rewrites(scheme: Scheme) -> tuple[Correction, ...]:
+    return tuple(c for c in scheme.corrections if c.stage == "rewrite")
+
+
+def needs_positions(schemes: Iterable[Scheme]) -> bool:
+    """True where some scheme fixes a scale for each token position."""
+    return any(isinstance(s.granularity, PerPosition) for c in schemes for s in c.activation_specs)
+
+
+def qparams_tensors(treatment: Treatment) -> dict[str, Tensor]:
+    """Scales, zero points and corrections by site, for safetensors. Dynamic activations have none
+    to keep."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in treatment.weights.items():
+        tensors[f"{name}.weight.scale"] = weight.qparams.scale.contiguous()
+        tensors[f"{name}.weight.zero_point"] = weight.qparams.zero_point.contiguous()
+        if weight.scaling is not None:
+            tensors[f"{name}.weight.scaling"] = weight.scaling.contiguous()
+    for name, treated in treatment.activations.items():
+        qparams = getattr(treated.quantizer, "qparams", None)
+        if qparams is not None:
+            tensors[f"{name}.input.scale"] = qparams.scale.contiguous()
+            tensors[f"{name}.input.zero_point"] = qparams.zero_point.contiguous()
+        if treated.divisor is not None:
+            tensors[f"{name}.input.divisor"] = treated.divisor.contiguous()
     return tensors
+
+

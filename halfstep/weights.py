@@ -3,93 +3,210 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from halfstep.calibrators import parse_calibrator
-from halfstep.granularity import PerToken, expand, from_blocks, grid_shape, to_blocks
+from halfstep.corrections import AdaRound, Awq, Correction, Gptq
+from halfstep.corrections.awq import spread_over_rows
+from halfstep.formats import Format
+from halfstep.formats.sizes import SCALE_BITS
+from halfstep.granularity import (
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    expand,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+)
+from halfstep.layout import Layout, rows_of
+from halfstep.moments import Moments
 from halfstep.observed import Exact
 from halfstep.qparams import QParams, choose_qparams
 from halfstep.quantize import fake_quantize, quantize
 from halfstep.scheme import Spec
-from halfstep.sites import as_matrix
-
-SCALE_BYTES = 4
-ZERO_POINT_BYTES = 1
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """One weight under one spec."""
+    """One weight under one spec. All matrices are ``[out, reduction]``, float32."""
 
     spec: Spec
     qparams: QParams
-    """On the granularity's grid over the ``[out, reduction]`` matrix."""
+    """On the granularity's grid over the matrix."""
+    target: Tensor
+    """What was rounded: the weight, scaled or compensated where a correction did so."""
+    rounded: Tensor
+    """The grid points that stand for it, dequantized."""
     values: Tensor
-    """The dequantized weight, float32, in the weight's own shape."""
+    """What enters the products, in the weight's own shape."""
+    gaps: float
+    """The bound, in gaps of the grid: half a gap, one where the rounding was learned."""
     notes: tuple[str, ...]
+    scaling: Tensor | None = None
+    """What the columns were multiplied by before rounding, broadcast against the matrix."""
+    output_error: tuple[float, float] | None = None
+    """Relative mean squared output error over the calibration data: rounded to nearest, and as it
+    is here. None where no correction was applied."""
 
     def broadcast(self) -> QParams:
-        """The qparams made broadcastable against the ``[out, reduction]`` matrix."""
-        return _broadcast(self.spec, self.qparams, as_matrix(self.values))
+        """The qparams made broadcastable against the matrix."""
+        return _broadcast(self.spec, self.qparams, self.target)
 
-    def codes(self, weight: Tensor) -> Tensor:
-        """The integer (or small float) codes of the weight these qparams were chosen for."""
-        matrix = as_matrix(weight)
-        return quantize(matrix, _broadcast(self.spec, self.qparams, matrix)).reshape(weight.shape)
-
-    @property
-    def bytes(self) -> int:
-        """Size at rest, see `packed_bytes`."""
-        return packed_bytes(self.values.shape, self.spec)
+    def codes(self) -> Tensor:
+        """The integer (or small float) codes of the matrix."""
+        return quantize(self.rounded, self.broadcast())
 
 
-def packed_bytes(shape: Sequence[int], spec: Spec) -> int:
-    """Size at rest of a weight of some shape under a spec.
-
-    Codes packed without gaps, and for each block one float32 scale and, where the format is
-    asymmetric, one zero point of a byte. Formats that are only cast have no scale.
-    """
-    code_bytes = math.ceil(math.prod(shape) * spec.format.bits / 8)
+def packed_bits(shape: tuple[int, int], spec: Spec) -> int:
+    """Bits at rest of a weight ``[out, reduction]``: codes packed without gaps, and what each block
+    needs beside them (scale, zero point), and the tensor's own scale where there is one."""
+    codes = shape[0] * shape[1] * spec.format.bits
     if not spec.format.scaled:
-        return code_bytes
-    matrix = (shape[0], math.prod(shape[1:]))
-    assert not isinstance(spec.granularity, PerToken)
-    blocks = math.prod(grid_shape(matrix, spec.granularity.block_size(matrix)))
-    return code_bytes + blocks * (SCALE_BYTES + (0 if spec.format.symmetric else ZERO_POINT_BYTES))
+        return codes
+    blocks = math.prod(grid_shape(shape, _block_size(spec, shape)))
+    whole = SCALE_BITS if spec.format.tensor_scaled else 0
+    return codes + blocks * spec.format.block_bits + whole
 
 
-def quantize_weight(weight: Tensor, spec: Spec) -> QuantizedWeight:
-    """Calibrates and quantizes one weight (float32, finite)."""
-    if isinstance(spec.granularity, PerToken):
-        raise ValueError("weights have no tokens")
-    matrix = as_matrix(weight).contiguous()
+def packed_bytes(shape: tuple[int, int], spec: Spec) -> int:
+    """`packed_bits` in whole bytes."""
+    return math.ceil(packed_bits(shape, spec) / 8)
+
+
+def quantize_weight(
+    weight: Tensor,
+    spec: Spec,
+    layout: Layout | None = None,
+    corrections: tuple[Correction, ...] = (),
+    moments: Moments | None = None,
+) -> QuantizedWeight:
+    """Calibrates, corrects and quantizes one weight (float32, finite).
+
+    Args:
+        layout: how the weight becomes a matrix; its first axis counts outputs by default.
+        corrections: of stages ``scale`` and ``rounding``; they need ``moments``.
+    """
+    layout = layout or rows_of(weight.shape, (0,))
+    matrix = layout.matrix(weight).contiguous()
+    notes: list[str] = []
+    scaling: Tensor | None = None
+    target = matrix
+    used = [c for c in corrections if isinstance(c, Awq | Gptq | AdaRound)]
+    if used and moments is None:
+        notes.append(f"{used[0].name} does not apply: no inputs meet this weight row by row")
+        used = []
+    for correction in used:
+        if isinstance(correction, Awq):
+            assert moments is not None
+            factors, alpha = correction.search(
+                matrix, moments, lambda m: fake_quantize(m, _chosen(m, spec)[1])
+            )
+            moments = moments.divided(factors)
+            scaling = spread_over_rows(factors, matrix)
+            target = matrix * scaling
+            notes.append(f"awq chose alpha {alpha:g}")
+    qparams, broadcast, chosen_notes = _chosen(target, spec)
+    notes += chosen_notes
+    rounded, gaps = fake_quantize(target, broadcast), 0.5
+    nearest = rounded
+    for correction in used:
+        if isinstance(correction, Gptq | AdaRound):
+            assert moments is not None
+            rounded, target = _by_group(correction, target, broadcast, moments)
+            gaps = 0.5 if isinstance(correction, Gptq) else 1.0
+    values = rounded if scaling is None else rounded / scaling
+    errors = None
+    if used:
+        assert moments is not None
+        errors = _output_errors(matrix, spec, nearest, rounded, scaling, moments)
+    return QuantizedWeight(
+        spec,
+        qparams,
+        target,
+        rounded,
+        layout.weight(values, weight.shape).contiguous(),
+        gaps,
+        tuple(notes),
+        scaling,
+        errors,
+    )
+
+
+def _chosen(matrix: Tensor, spec: Spec) -> tuple[QParams, QParams, list[str]]:
+    """Qparams of a matrix on the granularity's grid, the same broadcast, and what to know of it."""
     shape = (matrix.shape[0], matrix.shape[1])
-    block = spec.granularity.block_size(shape)
+    block = _block_size(spec, shape)
     notes: list[str] = []
     lows, highs = [], []
-    calibrator = parse_calibrator(spec.calibrator if spec.format.scaled else "minmax")
+    calibrator = parse_calibrator(spec.calibrator if _calibrated(spec.format) else "minmax")
     for blocks in to_blocks(matrix, block):
-        chosen = calibrator(Exact(blocks), spec.format)
-        lows.append(chosen.lo)
-        highs.append(chosen.hi)
-        notes += chosen.notes
-    grid = grid_shape(shape, block)
-    qparams = choose_qparams(spec.format, from_blocks(lows, grid), from_blocks(highs, grid))
+        found = calibrator(Exact(blocks), spec.format)
+        lows.append(found.lo)
+        highs.append(found.hi)
+        notes += found.notes
+    qparams = choose_qparams(
+        spec.format, from_blocks(lows, shape, block), from_blocks(highs, shape, block)
+    )
     if qparams.degenerate:
         notes.append(f"{qparams.degenerate} of {qparams.scale.numel()} block(s) hold only zeros")
     if shape[1] % block[1]:
         notes.append(f"last group of each row holds {shape[1] % block[1]} of {block[1]} values")
-    values = fake_quantize(matrix, _broadcast(spec, qparams, matrix))
-    return QuantizedWeight(spec, qparams, values.reshape(weight.shape), tuple(notes))
+    if shape[0] % block[0]:
+        notes.append(f"last row of blocks holds {shape[0] % block[0]} of {block[0]} rows")
+    return qparams, _broadcast(spec, qparams, matrix), notes
+
+
+def _calibrated(fmt: Format) -> bool:
+    return fmt.scaled and fmt.block is None
+
+
+def _by_group(
+    correction: Gptq | AdaRound, target: Tensor, qparams: QParams, moments: Moments
+) -> tuple[Tensor, Tensor]:
+    """A rounding applied to each group's rows with the group's own inputs."""
+    scale = qparams.scale.expand(target.shape)
+    zero_point = qparams.zero_point.expand(target.shape)
+    rows = len(target) // len(moments.gram)
+    parts = []
+    for group, gram in enumerate(moments.gram):
+        at = slice(group * rows, (group + 1) * rows)
+        own = QParams(qparams.format, scale[at], zero_point[at])
+        parts.append(correction.round(target[at], own, gram))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _output_errors(
+    matrix: Tensor,
+    spec: Spec,
+    nearest: Tensor,
+    rounded: Tensor,
+    scaling: Tensor | None,
+    moments: Moments,
+) -> tuple[float, float]:
+    """Before and after correction, over the outputs' own mean square; moments as they stand after
+    scaling."""
+    target = matrix if scaling is None else matrix * scaling
+    plain = nearest
+    if scaling is not None:
+        plain = fake_quantize(matrix, _chosen(matrix, spec)[1]) * scaling
+    signal = float(moments.output_error(target).sum()) or 1.0
+    before = float(moments.output_error(plain - target).sum()) / signal
+    return before, float(moments.output_error(rounded - target).sum()) / signal
+
+
+def _block_size(spec: Spec, shape: tuple[int, int]) -> tuple[int, int]:
+    assert isinstance(spec.granularity, PerTensor | PerAxis | PerGroup | PerBlock)
+    return spec.granularity.block_size(shape)
 
 
 def _broadcast(spec: Spec, qparams: QParams, matrix: Tensor) -> QParams:
-    assert not isinstance(spec.granularity, PerToken)
     shape = (matrix.shape[0], matrix.shape[1])
-    block = spec.granularity.block_size(shape)
+    block = _block_size(spec, shape)
     return QParams(
         qparams.format,
         expand(qparams.scale, shape, block),

@@ -1,0 +1,72 @@
+"""GPTQ: round column by column, and let the columns that are left make up for the error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from halfstep.corrections.parameters import Parameters
+from halfstep.qparams import QParams
+from halfstep.quantize import fake_quantize
+
+BLOCK = 128
+"""Columns between two updates of the whole rest; any value gives the same result up to rounding."""
+
+
+@dataclass(frozen=True)
+class Gptq(Parameters):
+    """Frantar et al. 2022, algorithm 1. Scales are those of the uncorrected weight."""
+
+    damp: float = 0.01
+    """Added to the Gram matrix's diagonal, as a share of its mean."""
+
+    name: ClassVar[str] = "gptq"
+    stage: ClassVar[str] = "rounding"
+
+    def check(self) -> None:
+        if not 0 < self.damp <= 1:
+            raise ValueError(f"damp is above 0 and up to 1, not {self.damp:g}")
+
+    def round(self, weight: Tensor, qparams: QParams, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """The rounded weight, and the weight as it stood when each column was rounded.
+
+        Args:
+            weight: float32 ``[out, reduction]``.
+            qparams: broadcast against ``weight``.
+            gram: mean of ``x xᵀ``, float64 ``[reduction, reduction]``.
+        """
+        columns = weight.shape[1]
+        scale = qparams.scale.expand(weight.shape)
+        zero_point = qparams.zero_point.expand(weight.shape)
+        factor = _inverse_factor(gram, self.damp)
+        rest = weight.double().clone()
+        target, rounded = torch.empty_like(weight), torch.empty_like(weight)
+        for start in range(0, columns, BLOCK):
+            end = min(start + BLOCK, columns)
+            block, errors = rest[:, start:end], torch.empty(len(weight), end - start).double()
+            for i in range(end - start):
+                at = start + i
+                target[:, at] = block[:, i]
+                own = QParams(qparams.format, scale[:, at : at + 1], zero_point[:, at : at + 1])
+                rounded[:, at] = fake_quantize(target[:, at : at + 1], own)[:, 0]
+                errors[:, i] = (block[:, i] - rounded[:, at]) / factor[at, at]
+                block[:, i:] -= errors[:, i : i + 1] * factor[at, at:end]
+            rest[:, end:] -= errors @ factor[start:end, end:]
+        return rounded, target
+
+
+def _inverse_factor(gram: Tensor, damp: float) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped Gram matrix, float64.
+
+    An input that never occurs has a zero on the diagonal: one is put there, so that its column is
+    rounded by itself and moves no other.
+    """
+    damped = gram.clone()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    diagonal += damp * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)

@@ -1,0 +1,185 @@
+"""Operators: which of torch's functions multiply and accumulate, and which operands enter them.
+
+Everything that halfstep quantizes enters one of these. Whether a layer calls them or a model's own
+``forward`` makes no difference: `halfstep.intercept` sees the call itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfstep.layout import Layout, rows_of, transposed_convolution
+
+Read = Callable[[int, str, Any], Any]
+"""Reads another argument of the same call: (index, name, default)."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a tensor is to the operator it enters."""
+
+    role: str
+    """``input``, ``left``, ``right``, ``query`` …"""
+    axis: int
+    """The axis that is summed over, counted from the end; a convolution's channels."""
+    whole_example: bool = False
+    """True where one accumulator runs over space too: a convolution's input."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Where an operand stands in a call."""
+
+    index: int
+    name: str
+    operand: Operand
+    layout: Callable[[Tensor, Read], Layout]
+    """How the operand becomes a matrix, should it be a weight."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A function of torch that multiplies and accumulates, or looks rows of a weight up."""
+
+    kind: str
+    arguments: tuple[Argument, ...]
+
+
+def _rows(*axes: int) -> Callable[[Tensor, Read], Layout]:
+    return lambda weight, read: rows_of(weight.shape, axes)
+
+
+def _all_but(axis: int) -> Callable[[Tensor, Read], Layout]:
+    """Every axis counts outputs but the one that is summed over."""
+
+    def layout(weight: Tensor, read: Read) -> Layout:
+        summed = axis % weight.dim() if weight.dim() >= -axis else 0
+        return rows_of(weight.shape, [i for i in range(weight.dim()) if i != summed])
+
+    return layout
+
+
+def _linear() -> Operator:
+    x = Argument(0, "input", Operand("input", -1), _all_but(-1))
+    return Operator("linear", (x, Argument(1, "weight", Operand("weight", -1), _rows(0))))
+
+
+def _convolution(dimensions: int) -> Operator:
+    operand = Operand("input", -dimensions - 1, whole_example=True)
+    x = Argument(0, "input", operand, _all_but(operand.axis))
+    weight = Argument(1, "weight", Operand("weight", operand.axis), _rows(0))
+    return Operator(f"conv{dimensions}d", (x, weight))
+
+
+def _transposed(dimensions: int) -> Operator:
+    def layout(weight: Tensor, read: Read) -> Layout:
+        return transposed_convolution(weight.shape, read(6, "groups", 1))
+
+    operand = Operand("input", -dimensions - 1, whole_example=True)
+    x = Argument(0, "input", operand, _all_but(operand.axis))
+    weight = Argument(1, "weight", Operand("weight", operand.axis - 1), layout)
+    return Operator(f"conv_transpose{dimensions}d", (x, weight))
+
+
+def _product(left: tuple[int, str], right: tuple[int, str], kind: str = "matmul") -> Operator:
+    """``left @ right``: the last axis of the one meets the last but one of the other."""
+    a = Argument(*left, Operand("left", -1), _all_but(-1))
+    return Operator(kind, (a, Argument(*right, Operand("right", -2), _all_but(-2))))
+
+
+def _embedding(index: int) -> Operator:
+    return Operator("embedding", (Argument(index, "weight", Operand("weight", -1), _rows(0)),))
+
+
+_MATMUL = _product((0, "input"), (1, "other"))
+_MM = _product((0, "input"), (1, "mat2"))
+_ADDMM = _product((1, "mat1"), (2, "mat2"), "linear")
+_BADDBMM = _product((1, "batch1"), (2, "batch2"))
+
+OPERATORS: Mapping[Callable[..., Any], Operator] = {
+    F.linear: _linear(),
+    F.conv1d: _convolution(1),
+    F.conv2d: _convolution(2),
+    F.conv3d: _convolution(3),
+    F.conv_transpose1d: _transposed(1),
+    F.conv_transpose2d: _transposed(2),
+    F.conv_transpose3d: _transposed(3),
+    torch.matmul: _MATMUL,
+    Tensor.matmul: _MATMUL,
+    Tensor.__matmul__: _MATMUL,
+    Tensor.__rmatmul__: _product((1, "other"), (0, "input")),
+    torch.mm: _MM,
+    Tensor.mm: _MM,
+    torch.bmm: _MM,
+    Tensor.bmm: _MM,
+    torch.addmm: _ADDMM,
+    Tensor.addmm: _ADDMM,
+    torch.baddbmm: _BADDBMM,
+    Tensor.baddbmm: _BADDBMM,
+    F.embedding: _embedding(1),
+    torch.embedding: _embedding(0),
+    F.embedding_bag: _embedding(1),
+}
+"""Functions whose operands stand in fixed arguments. What takes several steps (``einsum``,
+attention, recurrent layers) is in `halfstep.composite`."""
+
+
+def einsum_arguments(equation: str, shapes: Sequence[Sequence[int]]) -> list[Argument] | None:
+    """The operands of an ``einsum``; None where it is not a product of two tensors.
+
+    Labels of an operand that the result lacks are summed over; where several are, the last of them
+    is taken as the operand's axis.
+    """
+    text = equation.replace(" ", "")
+    if len(shapes) != 2 or "." in text or "->" not in text:
+        return None
+    left, result = text.split("->")
+    found = []
+    for index, (labels, role) in enumerate(zip(left.split(","), ("left", "right"), strict=True)):
+        summed = [i for i, label in enumerate(labels) if label not in result]
+        if not summed or len(set(labels)) != len(labels):
+            return None
+        rows = [i for i in range(len(labels)) if i not in summed]
+        operand = Operand(role, summed[-1] - len(labels))
+        found.append(Argument(index + 1, role, operand, _rows(*rows)))
+    return found
+
+
+def _because(reason: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, reason)
+
+
+ARITHMETIC: Mapping[str, str] = {
+    **_because(
+        "an addition: both sides would need one scale",
+        *("add", "add_", "__add__", "__radd__", "__iadd__"),
+        *("sub", "sub_", "__sub__", "__rsub__", "__isub__"),
+    ),
+    **_because(
+        "elementwise: nothing accumulates",
+        *("mul", "mul_", "__mul__", "__rmul__", "__imul__"),
+        *("div", "div_", "__truediv__", "__rtruediv__", "__itruediv__"),
+    ),
+    **_because(
+        "a normalisation: exponentials or square roots",
+        *("softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm", "batch_norm"),
+        *("instance_norm", "normalize"),
+    ),
+    **_because(
+        "an activation function: elementwise",
+        *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish"),
+        *("sigmoid", "tanh", "softplus", "exp", "log", "sqrt", "rsqrt", "pow", "__pow__", "erf"),
+    ),
+    **_because(
+        "a reduction or pooling: no weights",
+        *("mean", "sum", "cumsum", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "interpolate"),
+    ),
+}
+"""Arithmetic that stays at full precision, and why; listed where a model's own code calls it."""

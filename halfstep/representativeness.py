@@ -1,0 +1,94 @@
+"""Representativeness: does the calibration data look like the data that the model is judged on?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from halfstep.sketch import BINS, Sketch
+
+GROUPS = 20
+"""Groups of about equal mass that the distributions are compared over."""
+PSI_SHIFTED = 0.25
+"""The usual reading of the population stability index: below 0.1 stable, above 0.25 shifted."""
+OUTSIDE = 0.001
+"""Share of values outside the calibrated range that is worth a warning."""
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One site's activations on other data, beside those of calibration."""
+
+    site: str
+    outside: float
+    """Share of values outside the calibrated extremes, to the resolution of the sketch."""
+    excess: float
+    """Largest magnitude over the largest calibrated one."""
+    psi: float
+    """Population stability index: ``sum (q - p) ln(q / p)`` over `GROUPS` groups of the calibrated
+    distribution (p calibrated, q observed; shares floored at one in a million)."""
+
+    @property
+    def shifted(self) -> bool:
+        return self.outside > OUTSIDE or self.psi > PSI_SHIFTED
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "site": self.site,
+            "outside_share": self.outside,
+            "amax_over_calibrated": self.excess,
+            "psi": self.psi,
+            "shifted": self.shifted,
+        }
+
+
+def drift(site: str, calibrated: Sketch, observed: Sketch) -> Drift:
+    """Compares two sketches of one site."""
+    order = _by_value()
+    p, q = calibrated.counts[order].astype(float), observed.counts[order].astype(float)
+    used = np.flatnonzero(p)
+    below, above = q[: used[0]].sum(), q[used[-1] + 1 :].sum()
+    # The calibrated ends lie inside their bins: values of the same bin count as inside.
+    outside = (below + above) / q.sum()
+    reached = np.cumsum(p) / p.sum()
+    group = np.minimum((np.concatenate([[0.0], reached[:-1]]) * GROUPS).astype(int), GROUPS - 1)
+    shares = [
+        np.maximum(np.bincount(group, weights=c, minlength=GROUPS) / c.sum(), _FLOOR)
+        for c in (p, q)
+    ]
+    filled = np.bincount(group, weights=p, minlength=GROUPS) > 0
+    filled[[0, -1]] = True
+    psi = float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0]))[filled].sum())
+    largest = max(abs(calibrated.lo), abs(calibrated.hi))
+    seen = max(abs(observed.lo), abs(observed.hi))
+    return Drift(site, float(outside), seen / largest if largest > 0 else float(seen > 0), psi)
+
+
+def _by_value() -> np.ndarray:
+    """The sketch's bins by rising value: negative ones from large to small, then positive."""
+    half = BINS // 2
+    return np.concatenate([np.arange(BINS - 1, half - 1, -1), np.arange(half)])
+
+
+def drifts(calibrated: Mapping[str, Sketch], observed: Mapping[str, Sketch]) -> tuple[Drift, ...]:
+    """Every site that both saw, the most shifted first."""
+    found = [drift(site, calibrated[site], observed[site]) for site in calibrated if site in observed]
+    return tuple(sorted(found, key=lambda d: (-d.shifted, -d.outside, -d.psi)))
+
+
+def warning(found: tuple[Drift, ...], split: str) -> str | None:
+    """One sentence that names the worst sites; None where the data looks alike everywhere."""
+    shifted = [d for d in found if d.shifted]
+    if not shifted:
+        return None
+    worst = "; ".join(
+        f"{d.site} ({d.outside:.2%} outside the calibrated range, PSI {d.psi:.2f})"
+        for d in shifted[:3]
+    )
+    return (
+        f"calibration data does not represent {split}: {len(shifted)} of {len(found)} sites are "
+        f"shifted, worst {worst}"
+    )
