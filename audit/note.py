@@ -31,6 +31,7 @@ def sweep_note(result: Mapping[str, Any]) -> str:
             *[f"- {f['verdict']}: {f['reason']}" for f in result["confirmation"]["findings"]],
             "",
         ]
+    lines += [f"> {note}\n" for note in result["calibration"]["notes"]]
     lines += [
         f"**Matrix**: {len(result['cells'])} cells, "
         + ", ".join(f"{n} {v}" for v, n in counts.items())
@@ -64,9 +65,27 @@ def cell_note(cell: Mapping[str, Any]) -> str:
     if coverage:
         lines.append(
             f"Coverage: {coverage['macs']:.1%} of multiply-accumulates, "
-            f"{coverage['parameters']:.1%} of parameters."
+            f"{coverage['parameters']:.1%} of parameters, at {cell['bits_per_weight']:.2f} bits a "
+            "quantized weight with its scales."
         )
     lines += ["", *[f"- {note}" for note in cell["notes"][:20]]]
+    return "\n".join(lines)
+
+
+def calibration_note(calibration: Mapping[str, Any]) -> str:
+    """The calibration run: what was observed, and whether it may be relied on."""
+    found = calibration["representativeness"]
+    lines = ["What one pass over the calibration data left of every activation site.", ""]
+    lines += [f"- {note}" for note in calibration["notes"]]
+    if not calibration["notes"]:
+        lines.append(
+            f"- The {found['sites']} sites look alike on calibration and selection data (largest "
+            f"PSI {found['worst_psi']:.3f}, at most {found['worst_outside']:.3%} of values outside "
+            "the calibrated range), and no range moved by more than 5 % over the second half of "
+            "the data."
+        )
+    lines += ["", "`convergence.csv`: each range after 1/8, 1/4, 1/2 and all of the data. "
+              "`representativeness.csv`: each site on the selection data."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ import torch
 from audit.store import Store
 from flows.conduct import conduct
 from flows.config import read_plan
-from halfstep.observe import calibrate
+from halfstep.observe import calibrate, canonical
 from tasks.load import Loaded, load
 
 CONFIG = Path(__file__).parent.parent / "configs" / "fashion-mnist.yaml"
@@ -73,8 +73,9 @@ def _pass(loaded: Loaded, split: str, model: torch.nn.Module | None = None) -> N
 
 
 def _calibrate(loaded: Loaded) -> None:
-    batches = loaded.splits["calibration"].inputs.split(loaded.plan.compute.batch_size)
-    calibrate(loaded.model, loaded.sites, batches)
+    split = loaded.splits["calibration"]
+    batches = canonical(split.inputs, split.row_digests)
+    calibrate(loaded.model, loaded.sites.activations, batches, examples=len(split))
 
 
 def _timed(act: Callable[[], object]) -> float:

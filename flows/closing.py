@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit import encode, spool
-from audit.note import cell_note, sweep_note
+from audit.note import calibration_note, cell_note, sweep_note
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
@@ -41,7 +41,9 @@ def close(
 ) -> dict[str, Any]:
     """Commits the decision, closes every run, and leaves the result where a rerun finds it."""
     decided = decision_json(loaded, decision, cells, confirmed)
-    result = result_json(loaded, decision, decided, references, cells, confirmed, folder)
+    result = result_json(
+        loaded, decision, decided, references, cells, confirmed, calibration, folder
+    )
     with clock.overhead("report"):
         files = _files(loaded, decision, decided, result, cells, folder, parent)
     with clock.overhead("record"):
@@ -176,7 +178,7 @@ def _close_runs(
         note = f"Full precision on the {split} split."
         trail.end(run_ids[reference["key"]], {}, note, record.ended, True)
     if calibration is not None:
-        note = "The sketch of every activation site, from one pass."
+        note = calibration_note(result["calibration"])
         trail.end(run_ids[calibration.key], {}, note, record.ended, True)
     trail.add(parent_id, record, place)
     decision, note = result["decision"], sweep_note(result)

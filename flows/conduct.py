@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -72,7 +73,7 @@ def _sweep(
         for split in ("selection", "confirmation")
     }
     report.say("calibrating")
-    calibrated = steps.calibrate(loaded, folder, report.advance)
+    calibrated = steps.calibrate(loaded, references["selection"], folder, report.advance)
     clock.add_work("calibrate", calibrated.seconds)
     if calibrated.record is not None:
         recorder.child(calibrated.record, calibrated.folder)
@@ -117,7 +118,23 @@ def planned_examples(loaded: Loaded) -> int:
     """Examples that all passes of a sweep see, for the progress bar and the plan's estimate."""
     sizes = {name: len(examples) for name, examples in loaded.splits.items()}
     cells = len(loaded.plan.schemes)
-    return sizes["calibration"] + (2 + cells) * sizes["selection"] + 2 * sizes["confirmation"]
+    passes = calibration_passes(loaded.plan.schemes)
+    return (
+        passes * sizes["calibration"] + (2 + cells) * sizes["selection"] + 2 * sizes["confirmation"]
+    )
+
+
+def calibration_passes(schemes: Sequence[Scheme]) -> int:
+    """Passes over the calibration data: one for all static ranges, one where corrections need to
+    know more of the inputs, one for each model that corrections rewrite."""
+    static = any(scheme.needs_sketches for scheme in schemes)
+    moments = any(scheme.corrections for scheme in schemes)
+    rewrites = {
+        tuple(c for c in scheme.corrections if c.stage == "rewrite")
+        for scheme in schemes
+        if scheme.needs_sketches
+    } - {()}
+    return static + moments + len(rewrites)
 
 
 def _finished(folder: SweepFolder, store: Store) -> dict[str, Any] | None:

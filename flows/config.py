@@ -9,8 +9,9 @@ from typing import Any
 from evaluators import EVALUATORS
 from evaluators.acceptance import LIMITS, RESOURCES, Criterion
 from flows import parse
-from flows.matrix import schemes
+from flows.matrix import read_overrides, schemes
 from halfstep.errors import UserError
+from halfstep.scheme import skipping
 from sources import DATASETS, SUBJECTS
 from tasks.plan import SPLITS, Compute, Plan, SplitSpec, Task
 
@@ -35,9 +36,11 @@ def read_plan(path: Path) -> Plan:
     tasks = parse.required(config, "tasks", f"config {path}")
     if not isinstance(tasks, list) or len(tasks) != 1:
         raise UserError("tasks: a list of exactly one task is supported by this version")
-    kept, duplicates = schemes(parse.required(config, "matrix", f"config {path}"))
-    sites = parse.mapping(config.get("sites", {}), "sites", ["skip"])
-    skip = parse.typed_value(list[str], sites.get("skip", []), "sites.skip")
+    sites = parse.mapping(config.get("sites", {}), "sites", ["skip", "overrides"])
+    skip = tuple(parse.typed_value(list[str], sites.get("skip", []), "sites.skip"))
+    overrides = read_overrides(sites.get("overrides", []))
+    matrix = parse.required(config, "matrix", f"config {path}")
+    kept, duplicates = schemes(matrix, (*overrides, *skipping(skip)))
     objective = config.get("objective", "weight_bytes")
     compute = parse.build(Compute, config.get("compute", {}), "compute")
     for key in ("threads", "batch_size"):
@@ -48,7 +51,8 @@ def read_plan(path: Path) -> Plan:
         task=_task(tasks[0]),
         schemes=kept,
         folded_duplicates=duplicates,
-        skip=tuple(skip),
+        skip=skip,
+        overrides=overrides,
         objective=parse.one_of(objective, RESOURCES, "objective", "resource"),
         compute=compute,
     )
@@ -86,15 +90,19 @@ def _task(value: object) -> Task:
 
 def _split(name: str, value: object) -> SplitSpec:
     where = f"splits.{name}"
-    split = parse.mapping(value, where, ["from", "samples", "seed"])
+    split = parse.mapping(value, where, ["from", "samples", "seed", "targets"])
     samples = split.get("samples")
     if samples is not None:
         fewest = FEWEST_CALIBRATION_SAMPLES if name == "calibration" else 1
         parse.whole(samples, f"{where}.samples", fewest)
+    targets = split.get("targets")
+    if targets is not None:
+        targets = tuple(parse.typed_value(list[int], targets, f"{where}.targets"))
     return SplitSpec(
         pool=parse.typed_value(str, parse.required(split, "from", where), f"{where}.from"),
         samples=samples,
         seed=parse.whole(split.get("seed", 0), f"{where}.seed", 0),
+        targets=targets,
     )
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 
-from halfstep.resources import bit_operations, reference_bytes, weight_bytes
+from flows.conduct import calibration_passes
+from flows.opening import sites_json
+from halfstep.coverage import covered
+from halfstep.resources import (
+    bit_operations,
+    bits_per_weight,
+    reference_bytes,
+    weight_bytes,
+)
 from tasks.load import prepare, read_data
 from tasks.plan import Plan
 
@@ -19,13 +27,14 @@ def forecast(plan: Plan) -> dict[str, Any]:
         UserError: whatever would stop the sweep before its first cell, save bad weights.
     """
     torch.set_num_threads(plan.compute.threads)
+    torch.backends.mha.set_fastpath_enabled(False)
     pools, splits = read_data(plan)
     folding, sites, places = prepare(plan, plan.subject.structure(pools), splits["calibration"])
     reference = reference_bytes(folding.model)
     sizes = {name: len(examples) for name, examples in splits.items()}
     cells = len(plan.schemes)
     passes = {
-        "calibration": sizes["calibration"],
+        "calibration": calibration_passes(plan.schemes) * sizes["calibration"],
         "reference": 2 * sizes["selection"] + sizes["confirmation"],
         "cells": cells * sizes["selection"],
         "confirmation": sizes["confirmation"],
@@ -45,14 +54,29 @@ def forecast(plan: Plan) -> dict[str, Any]:
                 "scheme": scheme.to_json(),
                 "weight_bytes": (size := weight_bytes(folding.model, sites, scheme)),
                 "weight_ratio": size / reference,
-                "bit_operations_ratio": bit_operations(places, scheme)
-                / max(bit_operations(places, None), 1),
+                "bits_per_weight": bits_per_weight(sites, scheme),
+                "bit_operations_ratio": bit_operations(sites, scheme)
+                / max(bit_operations(sites, None), 1),
             }
             for scheme in plan.schemes
         ],
-        "sites": [{"name": site.name, "kind": site.kind} for site in sites],
-        "coverage": [vars(place) for place in places],
-        "notes": list(folding.notes),
+        "overrides": [str(override) for override in plan.overrides],
+        "skipped": list(plan.skip),
+        "sites": sites_json(sites),
+        "coverage": [
+            {
+                "place": row.place.name,
+                "kind": row.place.kind,
+                "parameters": row.place.parameters,
+                "macs": row.place.macs,
+                "weights": row.weights,
+                "activations": row.activations,
+                "quantized": row.quantized,
+                "reason": row.reason,
+            }
+            for row in covered(places, plan.schemes[0], sites, plan.skip)
+        ],
+        "notes": [*folding.notes, *sites.notes],
         "examples_to_run": passes,
         "estimated_seconds": round(sum(passes.values()) * per_example, 1),
     }

@@ -7,17 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows import parse
-from halfstep.calibrators import parse_calibrator
+from halfstep.calibrators import FOR_ACTIVATIONS_ONLY, parse_calibrator
+from halfstep.corrections import Awq, Correction, parse_corrections
 from halfstep.errors import UserError
 from halfstep.formats import FORMATS
-from halfstep.granularity import (
-    FOR_ACTIVATIONS,
-    FOR_WEIGHTS,
-    GRANULARITIES,
-    PerGroup,
-    parse_granularity,
-)
-from halfstep.scheme import Scheme, Spec
+from halfstep.granularity import PerBlock, PerGroup, parse_granularity
+from halfstep.scheme import POSITIONS, Override, Scheme, Spec
 
 AXES = ("format", "granularity", "calibrator")
 SIDES = ("weights", "activations")
@@ -38,21 +33,23 @@ Point = dict[str, str]
 """One combination: ``weights.format`` and so on to the chosen value."""
 
 
-def schemes(value: object) -> tuple[tuple[Scheme, ...], int]:
+def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[Scheme, ...], int]:
     """The distinct schemes of a matrix, in order, and how many more spelled the same thing.
+
+    ``overrides`` go into every one of them.
 
     Raises:
         UserError: an unknown name, an impossible or empty combination, an empty matrix.
     """
     matrix = parse.mapping(value, "matrix", [*SIDES, "corrections", "include", "exclude"])
-    corrections = _names(matrix.get("corrections", ["none"]), "matrix.corrections")
-    for correction in corrections:
-        parse.one_of(correction, ["none"], "matrix.corrections", "correction")
     axes = {
         f"{side}.{axis}": values
         for side in SIDES
         for axis, values in _axes(matrix.get(side, {}), side).items()
     }
+    axes["corrections"] = _names(matrix.get("corrections", ["none"]), "matrix.corrections")
+    for text in axes["corrections"]:
+        _corrections(text)
     points = [dict(zip(axes, combo, strict=True)) for combo in itertools.product(*axes.values())]
     for i, rule in enumerate(_rules(matrix, "exclude")):
         points = _exclude(points, rule, f"matrix.exclude[{i}]", list(axes))
@@ -62,7 +59,7 @@ def schemes(value: object) -> tuple[tuple[Scheme, ...], int]:
         raise UserError(
             "matrix: it is empty; name at least one format under weights or activations"
         )
-    made = [_scheme(point) for point in points]
+    made = [_scheme(point, overrides) for point in points]
     kept = tuple(dict.fromkeys(made))
     return kept, len(made) - len(kept)
 
@@ -98,37 +95,117 @@ def _exclude(points: list[Point], rule: object, where: str, axes: list[str]) -> 
 
 
 def _include(rule: object, where: str) -> Point:
-    given = parse.mapping(rule, where, [f"{side}.{axis}" for side in SIDES for axis in AXES])
-    point = {f"{s}.{a}": _DEFAULTS[s][a][0] for s in SIDES for a in AXES}
+    known = [f"{side}.{axis}" for side in SIDES for axis in AXES]
+    given = parse.mapping(rule, where, [*known, "corrections"])
+    point = {f"{s}.{a}": _DEFAULTS[s][a][0] for s in SIDES for a in AXES} | {"corrections": "none"}
     return point | {key: parse.typed_value(str, v, f"{where}.{key}") for key, v in given.items()}
 
 
-def _scheme(point: Point) -> Scheme:
-    weights = _spec(point, "weights", FOR_WEIGHTS)
-    activations = _spec(point, "activations", FOR_ACTIVATIONS)
+def _scheme(point: Point, overrides: tuple[Override, ...]) -> Scheme:
+    weights = _spec(_side(point, "weights"), "weights", "matrix.weights")
+    activations = _spec(_side(point, "activations"), "activations", "matrix.activations")
     if weights is None and activations is None:
         raise UserError(
             "matrix: weights 'none' with activations 'none' quantizes nothing; exclude it with "
             "exclude: [{weights.format: none, activations.format: none}]"
         )
-    return Scheme(weights, activations)
+    corrections = _corrections(point["corrections"])
+    _check_corrections(point["corrections"], corrections, weights, activations)
+    return Scheme(weights, activations, corrections, overrides)
 
 
-def _spec(point: Point, side: str, granularities: tuple[str, ...]) -> Spec | None:
-    name = point[f"{side}.format"]
-    where = f"matrix.{side}"
+def _corrections(text: str) -> tuple[Correction, ...]:
+    try:
+        return parse_corrections(text)
+    except UserError as error:
+        raise UserError(f"matrix.corrections: {error}") from None
+
+
+def _check_corrections(
+    text: str,
+    corrections: tuple[Correction, ...],
+    weights: Spec | None,
+    activations: Spec | None,
+) -> None:
+    """Refuses corrections that could do nothing, or something else than they are known for."""
+    where = f"matrix.corrections: {text!r}"
+    exclude = "exclude: [{{corrections: {!r}, {}: none}}]"
+    if corrections and weights is None:
+        way = exclude.format(text, "weights.format")
+        raise UserError(f"{where} with weights 'none' has nothing to correct; use {way}")
+    for correction in corrections:
+        if isinstance(correction, Awq) and activations is not None:
+            raise UserError(
+                f"{where}: awq scales weights for full-precision inputs; with activations "
+                f"{activations.format.name} use smoothquant, or exclude the pair with exclude: "
+                f"[{{corrections: {text!r}, activations.format: {activations.format.name}}}]"
+            )
+
+
+def _side(point: Point, side: str) -> Point:
+    return {axis: point[f"{side}.{axis}"] for axis in AXES}
+
+
+def _spec(point: Point, side: str, where: str) -> Spec | None:
+    """A spec from ``format``, ``granularity`` and ``calibrator``."""
+    name = point["format"]
     if name == FULL_PRECISION:
         return None
     parse.one_of(name, [*FORMATS, FULL_PRECISION], f"{where}.format", "format")
-    granularity = parse_granularity(point[f"{side}.granularity"])
-    kind = next(k for k, v in GRANULARITIES.items() if isinstance(granularity, v))
-    parse.one_of(kind, granularities, f"{where}.granularity", f"granularity for {side}")
-    calibrator = point[f"{side}.calibrator"]
-    parse_calibrator(calibrator)
-    if calibrator == "entropy" and isinstance(granularity, PerGroup):
+    try:
+        granularity = parse_granularity(point["granularity"], side)
+        parse_calibrator(point["calibrator"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    calibrator = point["calibrator"]
+    kind = calibrator.split("(")[0]
+    spec = Spec(FORMATS[name], granularity, calibrator)
+    if spec.calibrator != calibrator:
+        return spec  # it could not matter, and is not part of the scheme
+    if kind == "entropy" and isinstance(granularity, PerGroup | PerBlock):
         raise UserError(
-            f"{where}: entropy needs a histogram and a group of {granularity.size} values is too "
+            f"{where}: entropy needs a histogram and a group of {granularity} is too "
             "small for one; use mse, or exclude the pair with exclude: "
-            f"[{{{side}.granularity: {granularity}, {side}.calibrator: entropy}}]"
+            f"[{{{side}.granularity: {granularity}, {side}.calibrator: {calibrator}}}]"
         )
-    return Spec(FORMATS[name], granularity, calibrator)
+    if kind in FOR_ACTIVATIONS_ONLY and side == "weights":
+        raise UserError(f"{where}: {calibrator} averages over batches, and a weight has none")
+    return spec
+
+
+def read_overrides(value: object) -> tuple[Override, ...]:
+    """The list under ``sites.overrides``."""
+    if not isinstance(value, list):
+        raise UserError(f"sites.overrides: expected a list, got {value!r}")
+    return tuple(_override(rule, f"sites.overrides[{i}]") for i, rule in enumerate(value))
+
+
+def _override(value: object, where: str) -> Override:
+    rule = parse.mapping(value, where, ["names", "kinds", "positions", *SIDES])
+    names, kinds, positions = (
+        tuple(_names(rule[key], f"{where}.{key}")) if key in rule else ()
+        for key in ("names", "kinds", "positions")
+    )
+    for position in positions:
+        parse.one_of(position, POSITIONS, f"{where}.positions", "position")
+    if not (names or kinds or positions):
+        raise UserError(f"{where}: name the sites by names, kinds or positions")
+    if not any(side in rule for side in SIDES):
+        raise UserError(f"{where}: it changes nothing; give weights, activations or both")
+    changed = {
+        side: _side_override(rule[side], side, f"{where}.{side}") for side in SIDES if side in rule
+    }
+    return Override(names, kinds, positions, **changed)
+
+
+def _side_override(value: object, side: str, where: str) -> Spec | None:
+    if value == FULL_PRECISION:
+        return None
+    given = parse.mapping(value, where, AXES)
+    parse.required(given, "format", where)
+    point = {axis: given.get(axis, _DEFAULTS[side][axis][0]) for axis in AXES}
+    return _spec(
+        {axis: parse.typed_value(str, v, f"{where}.{axis}") for axis, v in point.items()},
+        side,
+        where,
+    )

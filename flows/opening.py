@@ -11,6 +11,7 @@ from audit.environment import private
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
+from halfstep.sites import Sites
 from tasks.ledger import coverage_rows
 from tasks.load import Loaded
 
@@ -76,13 +77,29 @@ def _subject(loaded: Loaded) -> dict[str, Any]:
         "origin": loaded.subject.origin,
         "implementation": loaded.implementation,
         "architecture": str(loaded.subject.model).splitlines(),
-        "sites": [{"name": site.name, "kind": site.kind} for site in loaded.sites],
+        "sites": sites_json(loaded.sites),
         "batch_norm": {
             "folded": list(loaded.folding.folded),
             "max_relative_difference": loaded.folding.max_relative_difference,
             "notes": list(loaded.folding.notes),
         },
     }
+
+
+def sites_json(sites: Sites) -> dict[str, Any]:
+    """Every site, what it belongs to, and what stays at full precision."""
+    return {
+        "weights": [
+            {"name": w.name, "kind": w.kind, "parameters": list(w.parameters),
+             "matrix": list(w.layout.shape)}
+            for w in sites.weights
+        ],
+        "activations": [
+            {"name": a.name, "kind": a.kind, "role": a.operand.role, "weight": a.weight}
+            for a in sites.activations
+        ],
+        "notes": list(sites.notes),
+    }  # fmt: skip
 
 
 def _datasets(loaded: Loaded) -> dict[str, dict[str, Any]]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from audit.spool import Record
 from audit.store import SweepFolder
 from evaluators import EVALUATORS
 from halfstep.scheme import Scheme
 from tasks.decide import Decision
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
+
+NOT_CALIBRATED: dict[str, Any] = {"representativeness": None, "unsettled": [], "notes": []}
+"""Where no scheme fixes an activation's range, no data was observed."""
 
 
 def result_json(
@@ -20,6 +24,7 @@ def result_json(
     references: Mapping[str, Evaluated],
     cells: Sequence[tuple[Scheme, Evaluated]],
     confirmed: Evaluated | None,
+    calibration: Record | None,
     folder: SweepFolder,
 ) -> dict[str, Any]:
     """Everything but run ids and seconds, which are known last."""
@@ -50,6 +55,12 @@ def result_json(
             for split, done in references.items()
         },
         "deterministic": references["selection"].record.detail["deterministic"],
+        "nondeterministic_operators": references["selection"].record.detail[
+            "nondeterministic_operators"
+        ],
+        "calibration": calibration.detail | {"key": calibration.key}
+        if calibration
+        else NOT_CALIBRATED,
         "batch_norm": {
             "folded": len(loaded.folding.folded),
             "max_relative_difference": loaded.folding.max_relative_difference,
@@ -83,6 +94,7 @@ def cell_json(scheme: Scheme, done: Evaluated, verdict: Mapping[str, Any]) -> di
         "weight_bytes": done.resources.get("weight_bytes"),
         "resources": dict(done.resources),
         "outcomes_digest": detail.get("outcomes_digest"),
+        "bits_per_weight": detail.get("bits_per_weight"),
         "coverage": detail.get("coverage"),
         "certificate": detail.get("certificate"),
         "notes": detail.get("notes", []),

@@ -94,7 +94,11 @@ def _notes(result: Mapping[str, Any]) -> None:
     for cell in result["cells"]:
         for note in cell["notes"]:
             counted[note] = counted.get(note, 0) + 1
-    notes = [*result["batch_norm"]["notes"]]
+    notes = [*result["batch_norm"]["notes"], *result["calibration"]["notes"]]
+    notes += [
+        f"operator {operator} has no deterministic implementation here"
+        for operator in result["nondeterministic_operators"]
+    ]
     notes += [f"{note} ({n} cells)" for note, n in counted.items()]
     if not result["deterministic"]:
         notes.insert(0, "the reference gave different outcomes when it was evaluated twice")
@@ -131,7 +135,8 @@ def print_list(found: Mapping[str, Any]) -> None:
 def print_forecast(found: Mapping[str, Any]) -> None:
     """What a sweep would do."""
     _say(
-        f"{found['name']}: {len(found['cells'])} cells, {len(found['sites'])} sites, "
+        f"{found['name']}: {len(found['cells'])} cells, {len(found['sites']['weights'])} weights "
+        f"and {len(found['sites']['activations'])} activations to quantize, "
         + ", ".join(f"{name} {n}" for name, n in found["splits"].items())
         + " examples"
     )
@@ -139,23 +144,38 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
     for note in found["notes"]:
         _say(f"note: {note}")
+    for override in found["overrides"]:
+        _say(f"override: {override}")
+    for pattern in found["skipped"]:
+        _say(f"skipped: {pattern}")
     for criterion in found["criteria"]:
         _say(f"criterion: {criterion_text(criterion)}")
     rows = [
         [c["name"], f"{c['weight_bytes']:,}", f"{c['weight_ratio']:.3f}",
-         f"{c['bit_operations_ratio']:.3f}"]
+         f"{c['bits_per_weight']:.2f}", f"{c['bit_operations_ratio']:.3f}"]
         for c in found["cells"]
     ]  # fmt: skip
-    _table(["cell", "weight bytes", "size", "bit operations"], rows)
+    _table(["cell", "weight bytes", "size", "bits/weight", "bit operations"], rows)
     parameters = sum(p["parameters"] for p in found["coverage"]) or 1
     macs = sum(p["macs"] for p in found["coverage"]) or 1
-    shown = [p for p in found["coverage"] if p["quantized"] or p["parameters"] or p["macs"]]
+    _say(f"sites, as {found['cells'][0]['name']} treats them:")
     _table(
-        ["place", "kind", "parameters", "MACs", "quantized"],
+        ["place", "kind", "parameters", "MACs", "weights", "activations"],
         [
-            [p["name"], p["kind"], f"{p['parameters'] / parameters:.1%}",
-             f"{p['macs'] / macs:.1%}", "yes" if p["quantized"] else f"no: {p['reason']}"]
-            for p in shown
+            [p["place"], p["kind"], f"{p['parameters'] / parameters:.1%}",
+             f"{p['macs'] / macs:.1%}", p["weights"] or "-", p["activations"] or "-"]
+            for p in found["coverage"] if p["quantized"]
+        ],
+    )  # fmt: skip
+    left = [p for p in found["coverage"] if not p["quantized"]]
+    if left:
+        _say("at full precision:")
+    _table(
+        ["place", "kind", "parameters", "MACs", "because"],
+        [
+            [p["place"], p["kind"], f"{p['parameters'] / parameters:.1%}",
+             f"{p['macs'] / macs:.1%}", p["reason"]]
+            for p in left
         ],
     )  # fmt: skip
     total = sum(found["examples_to_run"].values())

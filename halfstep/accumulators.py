@@ -100,7 +100,9 @@ def _largest_code(treated: TreatedActivation | None) -> int | None:
     if not isinstance(fmt, Uniform):
         return None
     # The zero point is chosen as the input passes: any of its codes.
-    return fmt.quant_max - fmt.quant_min if not fmt.symmetric else max(-fmt.quant_min, fmt.quant_max)
+    return (
+        fmt.quant_max - fmt.quant_min if not fmt.symmetric else max(-fmt.quant_min, fmt.quant_max)
+    )
 
 
 def _of_weight(
@@ -137,7 +139,7 @@ def _by_accumulator(steps: Tensor, weight: QuantizedWeight) -> Tensor:
         return steps.sum(1)
     size = -(-steps.shape[1] // columns)
     padded = F.pad(steps, (0, columns * size - steps.shape[1]))
-    return padded.unflatten(1, (columns, size)).sum(-1)
+    return padded.reshape(len(steps), columns, size).sum(-1)
 
 
 def overflowing(found: Sequence[Accumulator]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from halfstep.calibrators import parse_calibrator
 from halfstep.formats import Format, NvFp4
@@ -124,7 +125,8 @@ class BlockQuantizer:
         length = last.shape[-1]
         short = -length % self.size
         # Every range holds zero, so padding with zeros changes none.
-        padded = torch.nn.functional.pad(last, (0, short)).unflatten(-1, (-1, self.size))
+        padded = F.pad(last, (0, short))
+        padded = padded.reshape(*padded.shape[:-1], -1, self.size)
         chosen = choose_qparams(
             self.format, padded.amin(-1).clamp(max=0), padded.amax(-1).clamp(min=0),
             self.tensor_scale,
@@ -166,9 +168,7 @@ def position_axis(x: Tensor, operand: Operand) -> int | None:
     return x.dim() - 2 if operand.axis == -1 else x.dim() - 1
 
 
-def quantizer(
-    operand: Operand, observation: Observation | None, spec: Spec
-) -> ActivationQuantizer:
+def quantizer(operand: Operand, observation: Observation | None, spec: Spec) -> ActivationQuantizer:
     """The quantizer of one activation; static specs need what calibration observed."""
     fmt = spec.format
     if spec.needs_sketch and observation is None:

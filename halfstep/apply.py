@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from halfstep.activations import StaticQuantizer, TreatedActivation
 from halfstep.certificate import Certificate, certify
+from halfstep.errors import UserError
 from halfstep.intercept import Interception
 from halfstep.operators import Operand
+from halfstep.qparams import NotFinite
 from halfstep.weights import QuantizedWeight
 
 
@@ -121,7 +123,12 @@ class _Quantize:
             and not torch.is_grad_enabled()
         ):
             return self._static(quantizer, x)
-        return x if quantizer is None else quantizer(x)
+        if quantizer is None:
+            return x
+        try:
+            return quantizer(x)
+        except NotFinite:
+            raise UserError(f"activations entering {site} hold NaN or infinite values") from None
 
     def _static(self, quantizer: StaticQuantizer, x: Tensor) -> Tensor:
         last = self._scratch.get(x.shape)

@@ -39,7 +39,7 @@ def _attention(
     mode: Interception, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """``softmax(query @ key.T * scale + mask) @ value``, as torch's documentation writes it."""
-    name = mode.operation("attention", None)
+    name = mode.operation("attention", [])
     with mode.measuring(name, "attention"):
         altered = _written_out(mode, name, *args, **kwargs)
         return altered if mode.alters else func(*args, **kwargs)
@@ -87,11 +87,11 @@ _MULTI_HEAD = reentrant(F.multi_head_attention_forward)  # type: ignore[arg-type
 
 def _multiplied(mode: Interception, weight: Tensor, repeats: bool) -> Callable[[Tensor], Tensor]:
     """``x -> x @ weight.T`` as a site of its own."""
-    own = mode.weight_name(weight)
+    own = mode.weight_names(weight)
     name = mode.operation("linear", own, repeats=repeats)
-    if own is not None:
+    if own:
         with mode.measuring(name, "recurrent"):
-            mode.see_weight(own, weight, lambda: rows_of(weight.shape, [0]))
+            mode.see_weight(own[0], weight, lambda: rows_of(weight.shape, [0]))
 
     def multiply(x: Tensor) -> Tensor:
         with mode.measuring(name, "recurrent"):

@@ -1,4 +1,8 @@
-"""Folding batch norm into the layer before it: what gets quantized is what gets deployed."""
+"""Preparing the working copy: what gets quantized is what gets deployed.
+
+Parametrized weights (weight norm, spectral norm, anything of ``torch.nn.utils.parametrize``) are
+replaced by the value that the forward pass uses, and batch norms folded into the layer before them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -34,14 +41,15 @@ def fold_batch_norm(model: nn.Module, batch: Tensor) -> Folding:
     result is a copy, whose outputs on ``batch`` are compared with the original's. Where they
     differ by more than `TOLERANCE` nothing is folded and a note says so.
     """
-    clone = copy.deepcopy(model).eval()
+    clone, notes = materialized(model, batch)
     if not any(isinstance(m, NORMS) for m in clone.modules()):
-        return Folding(clone, (), 0.0, ())
+        return Folding(clone, (), 0.0, notes)
     try:
         graph = fx.symbolic_trace(clone).graph
     except Exception as error:  # fx raises many types on control flow it cannot follow
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Folding(clone, (), 0.0, (f"batch norm not folded: model cannot be traced ({why})",))
+        note = f"batch norm not folded: model cannot be traced ({why})"
+        return Folding(clone, (), 0.0, (*notes, note))
     uses: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -64,10 +72,39 @@ def fold_batch_norm(model: nn.Module, batch: Tensor) -> Folding:
     difference = relative_difference(model, clone, batch)
     if not difference <= TOLERANCE:
         note = f"batch norm not folded: folding would change outputs by {difference:.1e} (relative)"
-        return Folding(copy.deepcopy(model).eval(), (), difference, (note,))
+        return Folding(materialized(model, batch)[0], (), difference, (*notes, note))
     left = [n for n, m in clone.named_modules() if isinstance(m, NORMS)]
-    notes = tuple(f"batch norm {name} could not be folded" for name in left)
+    notes += tuple(f"batch norm {name} could not be folded" for name in left)
     return Folding(clone, tuple(folded), difference, notes)
+
+
+def materialized(model: nn.Module, batch: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy in evaluation mode whose weights are plain parameters, and what was changed for it."""
+    with torch.no_grad():
+        model.eval()(batch[:1])  # weight norm by hooks leaves its last weight on the module
+        clone = copy.deepcopy(model)
+    notes = []
+    for name, module in list(clone.named_modules()):
+        if parametrize.is_parametrized(module):
+            # Copies share the class that holds the parametrized property; taking the property off
+            # would take it off the original too.
+            own = {k: v for k, v in vars(type(module)).items() if k not in _OF_EVERY_CLASS}
+            module.__class__ = type(type(module).__name__, type(module).__bases__, own)
+            for parameter in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+                notes.append(f"{name}.{parameter} is parametrized: its effective value is used")
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                hook(module, ())
+                hook.remove(module)
+                del module._forward_pre_hooks[key]
+                notes.append(f"{name}.{hook.name} is normalised: its effective value is used")
+    for parameter in clone.parameters():
+        parameter.requires_grad_(False)
+    return clone, tuple(note.lstrip(".") for note in notes)
+
+
+_OF_EVERY_CLASS = ("__dict__", "__weakref__")
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
@@ -93,7 +130,7 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
 def relative_difference(one: nn.Module, other: nn.Module, batch: Tensor) -> float:
     """Largest output difference of two models on a batch over the largest output, in float64."""
     with torch.no_grad():
-        a = copy.deepcopy(one).eval().double()(batch.double())
-        b = copy.deepcopy(other).eval().double()(batch.double())
+        a = materialized(one, batch)[0].double()(batch.double())
+        b = materialized(other, batch)[0].double()(batch.double())
     largest = float(a.abs().max())
     return float((a - b).abs().max()) / (largest if largest > 0 else 1.0)

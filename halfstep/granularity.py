@@ -158,8 +158,8 @@ def parse_granularity(text: str, side: str) -> Granularity:
             f"granularity {text!r}: per_group takes a size of at least 1, as in per_group(32), "
             "per_block one or two, as in per_block(128) or per_block(1x32); the others take none"
         )
-    if not sized:
-        return GRANULARITIES[name]()
+    if first is None:
+        return GRANULARITIES[name]()  # type: ignore[call-arg]
     size = int(first)
     if name == "per_group":
         return PerGroup(size)
@@ -169,7 +169,7 @@ def parse_granularity(text: str, side: str) -> Granularity:
     if second and rows != 1:
         raise UserError(
             f"granularity {text!r}: a block of activations lies inside one token, as in "
-            f"per_block(1x{columns}); a block over {rows} tokens would let the batch change a result"
+            f"per_block(1x{columns}); over {rows} tokens the batch would change a result"
         )
     return PerTokenBlock(columns)
 
@@ -195,9 +195,7 @@ def to_blocks(matrix: Tensor, block: tuple[int, int]) -> list[Tensor]:
     return parts
 
 
-def from_blocks(
-    parts: list[Tensor], shape: tuple[int, int], block: tuple[int, int]
-) -> Tensor:
+def from_blocks(parts: list[Tensor], shape: tuple[int, int], block: tuple[int, int]) -> Tensor:
     """Puts one value a block (as `to_blocks` ordered them) back on the scale's grid."""
     pieces = iter(parts)
     lines = []

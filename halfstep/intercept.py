@@ -15,7 +15,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -23,11 +23,8 @@ from torch.overrides import TorchFunctionMode
 from halfstep.layout import Layout
 from halfstep.operators import OPERATORS, Argument, Operand, Read
 
-
-class Visitor(Protocol):
-    def __call__(self, site: str, operand: Operand, x: Tensor) -> Tensor:
-        """Sees an activation that enters a product; what it returns enters instead."""
-        ...
+Visitor = Callable[[str, Operand, Tensor], Tensor]
+"""Sees an activation that enters a product, by its site; what it returns enters instead."""
 
 
 class Interception(TorchFunctionMode):
@@ -49,16 +46,19 @@ class Interception(TorchFunctionMode):
         """Reads the arguments of the call that is running, for visitors that need more of it."""
         self._scope: list[str] = []
         self._uses: dict[str, int] = {}
-        self._weights: dict[int, str] = {}
+        self._weights: dict[int, list[str]] = {}
         self._leaves: set[str] = set()
 
     @contextmanager
-    def over(self, model: nn.Module) -> Iterator[None]:
-        """Intercepts the forward passes of the model while open, and follows its modules."""
-        self._weights = {
-            parameter.untyped_storage().data_ptr(): name
-            for name, parameter in model.named_parameters()
-        }
+    def over(self, model: nn.Module, *, every: bool = False) -> Iterator[None]:
+        """Intercepts the forward passes of the model while open, and follows its modules.
+
+        Torch's own layers are followed only with ``every``: a hook costs more than a small layer,
+        and what they run is named by its weight anyway.
+        """
+        self._weights = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._weights.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
         self._leaves = {
             name
             for name, module in model.named_modules()
@@ -66,6 +66,8 @@ class Interception(TorchFunctionMode):
         }
         handles: list[Any] = []
         for name, module in model.named_modules():
+            if name and not every and self._named_by_weight(module):
+                continue
             enter, leave = self._scope_hooks(name)
             handles.append(module.register_forward_pre_hook(enter, prepend=True))
             handles.append(module.register_forward_hook(leave, always_call=True))
@@ -89,22 +91,36 @@ class Interception(TorchFunctionMode):
 
         return enter, leave
 
+    def _named_by_weight(self, module: nn.Module) -> bool:
+        """True for torch's own layers whose weight, if any, is a parameter of theirs alone."""
+        if type(module).__module__.partition(".modules.")[0] != "torch.nn" or list(
+            module.children()
+        ):
+            return False
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            return True
+        return isinstance(weight, nn.Parameter) and len(self.weight_names(weight)) == 1
+
     @property
     def scope(self) -> str:
         """Path of the module whose code is running; empty for the model itself."""
         return self._scope[-1] if self._scope else ""
 
-    def weight_name(self, x: Tensor) -> str | None:
-        """The parameter that a tensor is, or is a view of."""
-        return self._weights.get(x.untyped_storage().data_ptr())
+    def weight_names(self, x: Tensor) -> list[str]:
+        """Every name of the parameter that a tensor is, or is a view of; empty for activations."""
+        return self._weights.get(x.untyped_storage().data_ptr(), [])
 
-    def operation(self, kind: str, weight: str | None, *, repeats: bool = False) -> str:
+    def operation(self, kind: str, weights: list[str], *, repeats: bool = False) -> str:
         """The name of the operation that is about to run.
 
-        ``repeats``: the same operation at every step of a loop, one site however long the loop.
+        Args:
+            weights: names of its weight; of tied ones, that of the running module is taken.
+            repeats: the same operation at every step of a loop, one site however long the loop.
         """
-        if weight is not None:
-            name = weight.removesuffix(".weight")
+        if weights:
+            own = [name for name in weights if name.rpartition(".")[0] == self.scope]
+            name = (own or weights)[0].removesuffix(".weight")
         elif self.scope and self.scope in self._leaves:
             name = self.scope
         else:
@@ -151,16 +167,16 @@ class Interception(TorchFunctionMode):
 
         self.read = read
         operands = [read(a.index, a.name, None) for a in arguments]
-        weights = [self.weight_name(x) for x in operands]
-        weight = next((name for name in weights if name is not None), None)
+        weights = [self.weight_names(x) for x in operands]
+        weight = next(filter(None, weights), [])
         name = self.operation(kind, weight)
         with self.measuring(name, kind):
             changed = list(args)
             for argument, x, own in zip(arguments, operands, weights, strict=True):
-                if own is not None:
-                    self.see_weight(own, x, lambda a=argument, x=x: a.layout(x, read))  # type: ignore[misc]
+                if own:
+                    self.see_weight(own[0], x, lambda a=argument, x=x: a.layout(x, read))  # type: ignore[misc]
                     continue
-                alone = weight is not None or argument.operand.role == "input"
+                alone = bool(weight) or argument.operand.role == "input"
                 site = name if alone else f"{name}.{argument.operand.role}"
                 replaced = self.visit(site, argument.operand, x)
                 if replaced is x:

@@ -84,9 +84,7 @@ class _Tally:
 
     def moments(self, kernel: int) -> Moments:
         n = self.rows
-        return Moments(
-            self.sum / n, self.products / n, self.magnitude / n, self.amax, kernel
-        )
+        return Moments(self.sum / n, self.products / n, self.magnitude / n, self.amax, kernel)
 
 
 def input_rows(kind: str, operand: Operand, x: Tensor, read: Read) -> tuple[Tensor, int] | None:
@@ -121,8 +119,10 @@ def input_rows(kind: str, operand: Operand, x: Tensor, read: Read) -> tuple[Tens
 
 
 def _each(value: Any, dimensions: int) -> list[int]:
-    return [value] * dimensions if isinstance(value, int) else list(value) * (
-        dimensions if len(value) == 1 else 1
+    return (
+        [value] * dimensions
+        if isinstance(value, int)
+        else list(value) * (dimensions if len(value) == 1 else 1)
     )
 
 

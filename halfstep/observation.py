@@ -14,7 +14,7 @@ GROWTH_SHARES = (0.125, 0.25, 0.5)
 """After these shares of the calibration data the range so far is noted down."""
 BULK = 0.9999
 SETTLED = 0.05
-"""A range that grew by less than this over the second half of the data counts as settled."""
+"""A range that moved by less than this over the second half of the data counts as settled."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,24 @@ class Observation:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know of the data, whatever calibrator reads it."""
-        notes = []
         if self.sketch.lo == self.sketch.hi:
-            notes.append(
-                f"activation is constant at {self.sketch.lo:g} over the calibration data"
-            )
-        if not self.settled:
-            half, whole = self.growth[-2], self.growth[-1]
-            notes.append(
-                f"range still moved over the second half of the calibration data: extremes "
-                f"{half.amax:.4g} to {whole.amax:.4g}, 99.99 % of values {half.bulk:.4g} to "
-                f"{whole.bulk:.4g}; more data would move it further"
-            )
-        return tuple(notes)
+            return (f"activation is constant at {self.sketch.lo:g} over the calibration data",)
+        return ()
+
+    @property
+    def moved(self) -> float:
+        """By how much the second half of the data moved the range: the larger of the relative
+        changes of the extremes and of the 99.99 % quantile. 0 where that is not known."""
+        if len(self.growth) < 2:
+            return 0.0
+        half, whole = self.growth[-2], self.growth[-1]
+        pairs = ((half.amax, whole.amax), (half.bulk, whole.bulk))
+        return max(abs(b - a) / max(a, b, 1e-30) for a, b in pairs)
 
     @property
     def settled(self) -> bool:
-        """False where the bulk of the range moved by more than `SETTLED` over the second half."""
-        if len(self.growth) < 2:
-            return True
-        half, whole = self.growth[-2], self.growth[-1]
-        return abs(whole.bulk - half.bulk) <= SETTLED * max(whole.bulk, half.bulk)
+        """False where more data would still move the range by more than `SETTLED`."""
+        return self.moved <= SETTLED
 
     def tensors(self) -> dict[str, Tensor]:
         """As tensors for safetensors."""
@@ -92,10 +89,9 @@ class Observation:
         )
 
 
-def bulk(sketch: Sketch) -> float:
-    """The `BULK` quantile of ``|x|``: the upper edge of the bin that reaches it."""
-    _, upper, counts = sketch.magnitude_bins
-    if len(counts) == 0:
-        return 0.0
-    reached = np.cumsum(counts)
-    return float(upper[min(int(np.searchsorted(reached, BULK * reached[-1])), len(upper) - 1)])
+def bulk(counts: np.ndarray) -> float:
+    """The `BULK` quantile of ``|x|`` from a sketch's counts: the upper edge of the bin that reaches
+    it. Without the sign bit the patterns rise with the magnitude."""
+    reached = np.cumsum(counts.reshape(2, -1).sum(axis=0))
+    pattern = int(np.searchsorted(reached, BULK * reached[-1]))
+    return float(np.array([(pattern << 16) | 0xFFFF], dtype=np.uint32).view(np.float32)[0])

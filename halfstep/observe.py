@@ -39,7 +39,7 @@ def canonical(examples: Tensor, row_digests: Sequence[str]) -> tuple[Tensor, ...
     The digests are as good as random, so any beginning of this order is a fair sample.
     """
     order = sorted(range(len(examples)), key=row_digests.__getitem__)
-    return examples[torch.tensor(order)].split(BATCH)
+    return torch.split(examples[torch.tensor(order)], BATCH)
 
 
 @dataclass
@@ -74,8 +74,9 @@ class Tally:
 
     def stand(self, share: float, examples: int) -> None:
         if self.counts.any():
-            now = Sketch(self.counts.copy(), self.lo, self.hi)
-            self.growth.append(Stand(share, examples, self.lo, self.hi, bulk(now)))
+            amax = max(abs(self.lo), abs(self.hi))
+            most = min(bulk(self.counts), amax)
+            self.growth.append(Stand(share, examples, self.lo, self.hi, most))
 
     def observation(self) -> Observation:
         ranges = np.array([self.batches[b] for b in sorted(self.batches)], dtype=np.float64)

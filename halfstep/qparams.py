@@ -13,6 +13,10 @@ TINIEST_SCALE = float(torch.finfo(torch.float32).tiny)
 """Smallest scale: below it the float32 reciprocal would overflow."""
 
 
+class NotFinite(ValueError):
+    """NaN or infinity where a range was to be taken."""
+
+
 @dataclass(frozen=True)
 class QParams:
     """Scale and zero point of one site, on the granularity's grid."""
@@ -36,11 +40,11 @@ def choose_qparams(
     above the blocks'; by default it is taken from the ranges.
 
     Raises:
-        ValueError: a range is not finite.
+        NotFinite: a range holds NaN or infinity.
     """
     lo, hi = lo.double(), hi.double()
     if not bool((torch.isfinite(lo) & torch.isfinite(hi)).all()):
-        raise ValueError("range is not finite")
+        raise NotFinite("range is not finite")
     if isinstance(fmt, NvFp4):
         scale, zero_point = fmt.qparams(lo, hi, tensor_scale)
     else:

@@ -13,7 +13,6 @@ from torch import Tensor
 from halfstep.formats import Codebook, Format, Uniform
 from halfstep.qparams import QParams
 
-
 _ZERO = torch.zeros(())
 
 

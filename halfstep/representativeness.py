@@ -75,7 +75,9 @@ def _by_value() -> np.ndarray:
 
 def drifts(calibrated: Mapping[str, Sketch], observed: Mapping[str, Sketch]) -> tuple[Drift, ...]:
     """Every site that both saw, the most shifted first."""
-    found = [drift(site, calibrated[site], observed[site]) for site in calibrated if site in observed]
+    found = [
+        drift(site, calibrated[site], observed[site]) for site in calibrated if site in observed
+    ]
     return tuple(sorted(found, key=lambda d: (-d.shifted, -d.outside, -d.psi)))
 
 

@@ -79,7 +79,7 @@ class Override:
     """Patterns, shell style."""
     kinds: tuple[str, ...] = ()
     positions: tuple[str, ...] = ()
-    """``first`` and ``last``: operations that multiply by a weight, in order of the forward pass."""
+    """``first`` and ``last``: of the operations that multiply by a weight, as they run."""
     weights: Side = KEEP
     activations: Side = KEEP
 

@@ -1,4 +1,4 @@
-"""Sites: the places of a subject where numbers get quantized, found by watching one forward pass."""
+"""Sites: where numbers of a subject get quantized, found by watching one forward pass."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class Sites:
     @property
     def names(self) -> list[str]:
         """Every name that a pattern may match."""
-        return list(dict.fromkeys(s.name for s in (*self.weights, *self.activations)))
+        names = [w.name for w in self.weights] + [a.name for a in self.activations]
+        return list(dict.fromkeys(names))
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -101,9 +102,7 @@ def base(name: str) -> str:
 def matches(name: str, pattern: str) -> bool:
     """Shell style (``head*``); a pattern that names an operation matches all its uses and
     operands."""
-    return any(
-        fnmatch.fnmatchcase(name, p) for p in (pattern, f"{pattern}#*", f"{pattern}.*")
-    )
+    return any(fnmatch.fnmatchcase(name, p) for p in (pattern, f"{pattern}#*", f"{pattern}.*"))
 
 
 @dataclass
@@ -214,7 +213,7 @@ def discover(model: nn.Module, example: Tensor) -> Sites:
     """
     counter = FlopCounterMode(display=False)
     survey = _Survey(model, counter)
-    with torch.no_grad(), counter, survey.over(model):
+    with torch.no_grad(), counter, survey.over(model, every=True):
         model(example)
     total = counter.get_total_flops() // 2
     holders: dict[int, list[str]] = {}

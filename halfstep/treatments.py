@@ -101,9 +101,7 @@ class Treatments:
         found = [self._certified_weight(name, w) for name, w in treatment.weights.items()]
         keys = {name: id(t) for name, t in treatment.activations.items() if t.quantizer is not None}
         if not all(key in self._certificates for key in keys.values()):
-            plain = replace(
-                treatment, parameters=self._rewrite(_rewrites(scheme)).parameters
-            )
+            plain = replace(treatment, parameters=self._rewrite(_rewrites(scheme)).parameters)
             for certificate in certify_activations(self._model, plain, self._examples):
                 self._certificates[keys[certificate.site]] = certificate
         found += [self._certificates[key] for key in keys.values() if key in self._certificates]
@@ -209,7 +207,8 @@ class Treatments:
                 continue
             found = self._bias_of(site.name)
             if found is None or site.name not in moments:
-                notes.append(f"bias_correction does not apply to {site.name}: it has no bias")
+                why = "it has no bias" if found is None else "its inputs are not known row by row"
+                notes.append(f"bias_correction does not apply to {site.name}: {why}")
                 continue
             name, bias = found
             own = rewrite.moments(site, moments[site.name])
@@ -274,5 +273,3 @@ def qparams_tensors(treatment: Treatment) -> dict[str, Tensor]:
         if treated.divisor is not None:
             tensors[f"{name}.input.divisor"] = treated.divisor.contiguous()
     return tensors
-
-

@@ -13,18 +13,22 @@ from torch import Tensor
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
-from halfstep.observe import calibrate
+from halfstep.observation import Observation
+from halfstep.observe import calibrate, canonical
+from halfstep.representativeness import drifts, warning
+from halfstep.sites import ActivationSite
 from halfstep.sketch import Sketch
-from halfstep.treatments import Treatments
-from tasks.evaluated import Progress, recorded
+from halfstep.treatments import Calibration, Treatments, needs_positions
+from tasks.evaluated import Evaluated, Progress, recorded
 from tasks.load import Loaded
 
-SKETCHES = "sketches.safetensors"
+OBSERVATIONS = "observations.safetensors"
+SELECTION_SKETCHES = "sketches-selection.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What calibration leaves: treatments for every cell, and the record of the sketches."""
+    """What calibration leaves: treatments for every cell, and the record of what was observed."""
 
     treatments: Treatments
     record: Record | None
@@ -33,47 +37,130 @@ class Calibrated:
     seconds: float
 
 
-def run_calibration(loaded: Loaded, sweep: SweepFolder, progress: Progress) -> Calibrated:
-    """The one instrumented pass; recorded sketches are read back instead of made again."""
+def calibrated_sites(loaded: Loaded) -> list[ActivationSite]:
+    """The activation sites whose range some scheme of the matrix fixes by calibration."""
+    specs = {
+        site.name: [scheme.activation_spec(site, loaded.sites) for scheme in loaded.plan.schemes]
+        for site in loaded.sites.activations
+    }
+    return [
+        site
+        for site in loaded.sites.activations
+        if any(spec is not None and spec.needs_sketch for spec in specs[site.name])
+    ]
+
+
+def run_calibration(
+    loaded: Loaded, reference: Evaluated, sweep: SweepFolder, progress: Progress
+) -> Calibrated:
+    """The one instrumented pass; what is recorded already is read back instead of made again.
+
+    ``reference``: on the selection split; its sketches tell whether calibration represents it.
+    """
     started = time.time()
-    key = loaded.key(kind="calibration")
+    sites = calibrated_sites(loaded)
+    positions = needs_positions(loaded.plan.schemes)
+    names = [site.name for site in sites]
+    key = loaded.key(kind="calibration", sites=names, positions=positions)
     folder = sweep.place("calibration", key)
-    record, sketches = None, {}
-    if any(scheme.needs_sketches for scheme in loaded.plan.schemes):
-        record = recorded(sweep, "calibration", key)
-        if record is None:
-            sketches = _observe(loaded, progress)
-            files = {SKETCHES: encode.safetensors_bytes(_sketch_tensors(sketches))}
-            base = Record("calibration", key, "calibration", started=started)
-            record = spool.commit(folder, base, files)
-        else:
-            sketches = _read_sketches(folder / spool.FILES / SKETCHES)
-    probe = loaded.splits["selection"].inputs
-    treatments = Treatments(loaded.model, loaded.sites, sketches, probe)
-    return Calibrated(treatments, record, folder, time.time() - started)
+    split = loaded.splits["calibration"]
 
-
-def _observe(loaded: Loaded, progress: Progress) -> dict[str, Sketch]:
     def batches() -> Iterator[Tensor]:
-        for batch in loaded.splits["calibration"].inputs.split(loaded.plan.compute.batch_size):
+        for batch in canonical(split.inputs, split.row_digests):
             yield batch
             progress(len(batch))
 
-    return calibrate(loaded.model, loaded.sites, batches())
+    record, observations = None, {}
+    if sites:
+        record = recorded(sweep, "calibration", key)
+        if record is None:
+            observations = calibrate(
+                loaded.model, sites, batches(), positions=positions, examples=len(split)
+            )
+            record = _commit(folder, key, observations, reference, started)
+        else:
+            observations = _read(folder / spool.FILES / OBSERVATIONS)
+    calibration = Calibration(batches, len(split), observations, positions)
+    probe = loaded.splits["selection"].inputs
+    treatments = Treatments(loaded.model, loaded.sites, calibration, probe)
+    return Calibrated(treatments, record, folder, time.time() - started)
 
 
-def _sketch_tensors(sketches: Mapping[str, Sketch]) -> dict[str, Tensor]:
-    return {
-        f"{name}.{part}": tensor
-        for name, sketch in sketches.items()
-        for part, tensor in sketch.tensors().items()
+def _commit(
+    folder: Path,
+    key: str,
+    observations: Mapping[str, Observation],
+    reference: Evaluated,
+    started: float,
+) -> Record:
+    path = reference.folder / spool.FILES / SELECTION_SKETCHES
+    selection = {
+        name: Sketch.from_tensors(tensors) for name, tensors in by_site(load_file(path)).items()
     }
-
-
-def _read_sketches(path: Path) -> dict[str, Sketch]:
-    tensors = load_file(path)
-    names = [name.removesuffix(".range") for name in tensors if name.endswith(".range")]
-    return {
-        name: Sketch.from_tensors({p: tensors[f"{name}.{p}"] for p in ("bins", "counts", "range")})
-        for name in names
+    found = drifts({name: o.sketch for name, o in observations.items()}, selection)
+    moved = sorted(observations, key=lambda name: -observations[name].moved)
+    unsettled = {name: observations[name].moved for name in moved if not observations[name].settled}
+    told = warning(found, "selection")
+    detail = {
+        "representativeness": {
+            "warning": told,
+            "shifted": [d.to_json() for d in found if d.shifted],
+            "sites": len(found),
+            "worst_psi": max((d.psi for d in found), default=0.0),
+            "worst_outside": max((d.outside for d in found), default=0.0),
+        },
+        "unsettled": unsettled,
+        "notes": ([told] if told else []) + _unsettled_note(unsettled, len(observations)),
     }
+    metrics = {
+        "sites": float(len(observations)),
+        "sites_shifted": float(sum(d.shifted for d in found)),
+        "sites_unsettled": float(len(unsettled)),
+        "worst_psi": max((d.psi for d in found), default=0.0),
+        "worst_outside_share": max((d.outside for d in found), default=0.0),
+    }
+    files = {
+        OBSERVATIONS: encode.safetensors_bytes(
+            flat({name: o.tensors() for name, o in observations.items()})
+        ),
+        "convergence.csv": encode.csv_bytes(
+            [
+                {"site": name, "share": s.share, "examples": s.examples, "lo": s.lo, "hi": s.hi,
+                 "p99.99_magnitude": s.bulk, "moved_in_second_half": o.moved, "settled": o.settled}
+                for name, o in observations.items() for s in o.growth
+            ]
+        ),
+        "representativeness.csv": encode.csv_bytes([d.to_json() for d in found]),
+    }  # fmt: skip
+    base = Record(
+        "calibration", key, "calibration", metrics=metrics, detail=detail, started=started
+    )
+    return spool.commit(folder, base, files)
+
+
+def _unsettled_note(unsettled: Mapping[str, float], sites: int) -> list[str]:
+    if not unsettled:
+        return []
+    worst = ", ".join(f"{name} by {moved:.0%}" for name, moved in list(unsettled.items())[:3])
+    return [
+        f"more calibration data would still move the range of {len(unsettled)} of {sites} sites: "
+        f"the second half of it moved {worst}"
+    ]
+
+
+def flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by site and part as one mapping ``site/part``."""
+    return {f"{site}/{part}": t for site, parts in tensors.items() for part, t in parts.items()}
+
+
+def by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `flat`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        site, _, part = name.rpartition("/")
+        found.setdefault(site, {})[part] = tensor
+    return found
+
+
+def _read(path: Path) -> dict[str, Observation]:
+    return {name: Observation.from_tensors(t) for name, t in by_site(load_file(path)).items()}

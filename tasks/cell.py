@@ -12,12 +12,19 @@ from audit.environment import private
 from audit.spool import Record
 from audit.store import SweepFolder
 from evaluators import EVALUATORS
+from halfstep.accumulators import overflowing
 from halfstep.apply import applied
-from halfstep.resources import bit_operations, weight_bytes
+from halfstep.resources import bit_operations, bits_per_weight, weight_bytes
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments, qparams_tensors
 from tasks.evaluated import Evaluated, Progress, finite, reuse
-from tasks.ledger import certificate_row, certificate_summary, coverage_rows, coverage_summary
+from tasks.ledger import (
+    certificate_row,
+    certificate_summary,
+    correction_rows,
+    coverage_rows,
+    coverage_summary,
+)
 from tasks.load import Loaded
 
 
@@ -73,6 +80,7 @@ def _evaluate_cell(
     evaluator = EVALUATORS[loaded.plan.task.evaluator]
     treated = treatments.for_scheme(scheme)
     certificates = treatments.certificates(scheme)
+    accumulators = treatments.accumulators(scheme)
     prepared = time.time()
     with applied(loaded.model, treated) as model:
         outcomes = evaluator.run(
@@ -83,7 +91,7 @@ def _evaluate_cell(
     metrics = evaluator.measure(outcomes, reference.outcomes)
     resources = {
         "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
-        "bit_operations": bit_operations(loaded.places, scheme),
+        "bit_operations": bit_operations(loaded.sites, scheme),
     }
     digest = encode.columns_digest(outcomes.columns())
     detail = {
@@ -94,13 +102,19 @@ def _evaluate_cell(
         "unscored": outcomes.unscored,
         "coverage": coverage_summary(loaded, scheme),
         "certificate": certificate_summary(certificates),
-        "notes": sorted({f"{c.site} {c.target}: {n}" for c in certificates for n in c.notes}),
+        "bits_per_weight": bits_per_weight(loaded.sites, scheme),
+        "notes": [
+            *treated.notes,
+            *overflowing(accumulators),
+            *sorted({f"{c.site} {c.target}: {n}" for c in certificates for n in c.notes}),
+        ],
         "seconds": {"prepare": prepared - base.started, "evaluate": evaluated - prepared},
     }
     shown = {
         **metrics,
         **{f"{name}_ratio": resources[name] / reference.resources[name] for name in resources},
         **resources,
+        "bits_per_weight": detail["bits_per_weight"],
         "coverage_macs": detail["coverage"]["macs"],  # type: ignore[index]
         "coverage_parameters": detail["coverage"]["parameters"],  # type: ignore[index]
         "error_over_bound": detail["certificate"]["error_over_bound"],  # type: ignore[index]
@@ -115,10 +129,12 @@ def _evaluate_cell(
         "metrics.json": encode.json_bytes(finite(metrics | resources)),
         "certificate.csv": encode.csv_bytes([certificate_row(c) for c in certificates]),
         "coverage.csv": encode.csv_bytes(coverage_rows(loaded, scheme)),
+        "accumulators.csv": encode.csv_bytes([a.to_json() for a in accumulators]),
+        "corrections.csv": encode.csv_bytes(correction_rows(treated)),
         "qparams.safetensors": encode.safetensors_bytes(qparams_tensors(treated)),
         f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns()),
     }
-    record = spool.commit(folder, record, files)
+    record = spool.commit(folder, record, {name: data for name, data in files.items() if data})
     return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)
 
 
@@ -128,4 +144,6 @@ def _params(scheme: Scheme) -> dict[str, str]:
     for side, spec in (("weights", scheme.weights), ("activations", scheme.activations)):
         described = spec.to_json() if spec else {"format": "fp32"}
         params |= {f"{side}.{axis}": value for axis, value in described.items()}
+    params["corrections"] = " + ".join(map(str, scheme.corrections)) or "none"
+    params["overrides"] = "; ".join(map(str, scheme.overrides)) or "none"
     return params

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from halfstep.apply import Treatment
 from halfstep.certificate import Certificate
+from halfstep.coverage import covered
 from halfstep.scheme import Scheme
 from tasks.load import Loaded
 
@@ -33,27 +35,41 @@ def coverage_rows(loaded: Loaded, scheme: Scheme) -> list[dict[str, object]]:
     macs = sum(p.macs for p in loaded.places) or 1
     return [
         {
-            "place": p.name,
-            "kind": p.kind,
-            "weights": str(scheme.weights or "fp32") if p.quantized else "fp32",
-            "activations": str(scheme.activations or "fp32") if p.quantized else "fp32",
-            "parameters": p.parameters,
-            "parameter_share": p.parameters / parameters,
-            "macs": p.macs,
-            "mac_share": p.macs / macs,
-            "quantized": p.quantized,
-            "reason": p.reason,
+            "place": row.place.name,
+            "kind": row.place.kind,
+            "weights": row.weights,
+            "activations": row.activations,
+            "parameters": row.place.parameters,
+            "parameter_share": row.place.parameters / parameters,
+            "macs": row.place.macs,
+            "mac_share": row.place.macs / macs,
+            "quantized": row.quantized,
+            "reason": row.reason,
         }
-        for p in loaded.places
+        for row in covered(loaded.places, scheme, loaded.sites, loaded.plan.skip)
     ]
 
 
 def coverage_summary(loaded: Loaded, scheme: Scheme) -> dict[str, float]:
     """Shares of parameters stored, and of multiply-accumulates run, at low precision."""
+    rows = covered(loaded.places, scheme, loaded.sites, loaded.plan.skip)
     parameters = sum(p.parameters for p in loaded.places) or 1
     macs = sum(p.macs for p in loaded.places) or 1
-    covered = sum(site.weight(loaded.model).numel() for site in loaded.sites)
+    stored = sum(r.place.parameters for r in rows if r.weights not in ("", "fp32"))
     return {
-        "parameters": covered / parameters if scheme.weights else 0.0,
-        "macs": sum(p.macs for p in loaded.places if p.quantized) / macs,
+        "parameters": stored / parameters,
+        "macs": sum(r.place.macs for r in rows if r.quantized) / macs,
     }
+
+
+def correction_rows(treatment: Treatment) -> list[dict[str, object]]:
+    """What corrections did to the output error of each weight, over the calibration data."""
+    return [
+        {
+            "site": name,
+            "relative_output_error_nearest": weight.output_error[0],
+            "relative_output_error_corrected": weight.output_error[1],
+        }
+        for name, weight in treatment.weights.items()
+        if weight.output_error is not None
+    ]

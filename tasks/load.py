@@ -12,10 +12,11 @@ from torch import nn
 
 from audit.protocol import implementation, key, protocol
 from evaluators import EVALUATORS
+from halfstep.coverage import Place, places
 from halfstep.digest import digest_json
 from halfstep.errors import UserError, allowed
 from halfstep.fold import Folding, fold_batch_norm
-from halfstep.sites import Place, Site, coverage, discover, select
+from halfstep.sites import Sites, discover, matches
 from halfstep.subject import Examples, Subject, check_weights
 from tasks.plan import Plan, SplitSpec
 
@@ -29,7 +30,7 @@ class Loaded:
     plan: Plan
     subject: Subject
     folding: Folding
-    sites: tuple[Site, ...]
+    sites: Sites
     places: tuple[Place, ...]
     splits: Mapping[str, Examples]
     protocol: dict[str, object]
@@ -47,7 +48,6 @@ class Loaded:
         return key(
             subject=self.subject.digest,
             protocol=self.protocol_digest,
-            skip=list(self.plan.skip),
             implementation=self.implementation,
             **parts,
         )
@@ -68,6 +68,9 @@ def load(plan: Plan, store: Path) -> Loaded:
         UserError: the data or the model cannot be used; nothing has been written then.
     """
     torch.set_num_threads(plan.compute.threads)
+    # The reference and every cell shall run the same operators: torch's fused path for transformer
+    # layers switches itself off where a forward pass is looked into.
+    torch.backends.mha.set_fastpath_enabled(False)
     pools, splits = read_data(plan)
     before = time.perf_counter()
     subject = plan.subject.load(pools, store / CACHE / "subjects")
@@ -107,22 +110,38 @@ def read_data(plan: Plan) -> tuple[Mapping[str, Examples], dict[str, Examples]]:
 
 def prepare(
     plan: Plan, model: nn.Module, calibration: Examples
-) -> tuple[Folding, tuple[Site, ...], tuple[Place, ...]]:
+) -> tuple[Folding, Sites, tuple[Place, ...]]:
     """Folds batch norm and finds the sites; needs the model's structure, not its training."""
     folding = fold_batch_norm(model, calibration.inputs[: plan.compute.batch_size])
-    found = discover(folding.model)
-    sites = select(found, plan.skip)
+    sites = discover(folding.model, calibration.inputs[:1])
     for pattern in plan.skip:
-        if len(select(found, [pattern])) == len(found):
-            names = [site.name for site in found]
-            raise UserError(f"sites.skip: {pattern!r} matches no site; {allowed(pattern, names)}")
-    if not sites:
-        raise UserError(
-            "no site is left to quantize: "
-            + ("every site is skipped" if found else "the model has no linear or convolution")
-        )
-    places = coverage(folding.model, calibration.inputs[:1], sites, plan.skip, folding.folded)
-    return folding, sites, places
+        _check_pattern("sites.skip", pattern, sites)
+    for i, override in enumerate(plan.overrides):
+        for pattern in override.names:
+            _check_pattern(f"sites.overrides[{i}].names", pattern, sites)
+        kinds = sorted({site.kind for site in (*sites.weights, *sites.activations)})
+        for kind in override.kinds:
+            if kind not in kinds:
+                raise UserError(
+                    f"sites.overrides[{i}].kinds: no site is of kind {kind!r}; "
+                    f"{allowed(kind, kinds)}"
+                )
+    if not sites.names:
+        raise UserError("no site to quantize: the model multiplies nothing that halfstep knows")
+    for scheme in plan.schemes:
+        quantized = [scheme.weight_spec(w, sites) for w in sites.weights]
+        quantized += [scheme.activation_spec(a, sites) for a in sites.activations]
+        if not any(quantized):
+            raise UserError(
+                f"no site is left to quantize under {scheme.name!r}: every one is skipped, "
+                "overridden or of the other side"
+            )
+    return folding, sites, places(folding.model, sites, folding.folded)
+
+
+def _check_pattern(where: str, pattern: str, sites: Sites) -> None:
+    if not any(matches(name, pattern) for name in sites.names):
+        raise UserError(f"{where}: {pattern!r} matches no site; {allowed(pattern, sites.names)}")
 
 
 def take(name: str, spec: SplitSpec, pools: Mapping[str, Examples]) -> Examples:
@@ -130,12 +149,20 @@ def take(name: str, spec: SplitSpec, pools: Mapping[str, Examples]) -> Examples:
     if spec.pool not in pools:
         raise UserError(f"splits.{name}.from: no pool {spec.pool!r}; {allowed(spec.pool, pools)}")
     pool = pools[spec.pool]
+    if spec.targets is not None:
+        wanted = torch.isin(pool.targets, torch.tensor(spec.targets))
+        if not bool(wanted.any()):
+            raise UserError(
+                f"splits.{name}.targets: no example of pool {spec.pool!r} has one of "
+                f"{list(spec.targets)}"
+            )
+        pool = pool.take(wanted.nonzero().flatten())
     if spec.samples is None:
         return pool
     if spec.samples > len(pool):
         raise UserError(
             f"splits.{name}.samples: {spec.samples} asked for, but pool {spec.pool!r} holds "
-            f"{len(pool)}"
+            f"{len(pool)}" + (" with these targets" if spec.targets is not None else "")
         )
     generator = torch.Generator().manual_seed(spec.seed)
     chosen = torch.randperm(len(pool), generator=generator)[: spec.samples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from evaluators.acceptance import Criterion
-from halfstep.scheme import Scheme
+from halfstep.scheme import Override, Scheme
 from sources import DATASETS, SUBJECTS, DataSource, SubjectSource
 
 SPLITS = ("calibration", "selection", "confirmation")
@@ -18,9 +18,12 @@ class SplitSpec:
     pool: str
     samples: int | None
     seed: int
+    targets: tuple[int, ...] | None = None
+    """Only examples with one of these targets; None for all."""
 
     def to_json(self) -> dict[str, object]:
-        return {"from": self.pool, "samples": self.samples, "seed": self.seed}
+        record: dict[str, object] = {"from": self.pool, "samples": self.samples, "seed": self.seed}
+        return record | ({"targets": list(self.targets)} if self.targets is not None else {})
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Plan:
     folded_duplicates: int
     """Cells of the matrix that were the same scheme under another spelling."""
     skip: tuple[str, ...]
+    """Patterns of sites at full precision; every scheme's last override says the same."""
+    overrides: tuple[Override, ...]
+    """What every scheme does otherwise at some sites."""
     objective: str
     compute: Compute
 
@@ -78,7 +84,10 @@ class Plan:
                 }
             ],
             "cells": [scheme.to_json() for scheme in self.schemes],
-            "sites": {"skip": list(self.skip)},
+            "sites": {
+                "skip": list(self.skip),
+                "overrides": [override.to_json() for override in self.overrides],
+            },
             "objective": self.objective,
             "compute": asdict(self.compute),
         }

@@ -8,8 +8,11 @@ from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
 from evaluators import EVALUATORS
+from halfstep.determinism import nondeterministic_operators
 from halfstep.errors import UserError
+from halfstep.observe import check_finite, observing
 from halfstep.resources import bit_operations, reference_bytes
+from tasks.calibrate import SELECTION_SKETCHES, calibrated_sites, flat
 from tasks.evaluated import Evaluated, Progress, finite, reuse
 from tasks.load import Loaded
 
@@ -17,7 +20,11 @@ from tasks.load import Loaded
 def measure_reference(
     loaded: Loaded, split: str, sweep: SweepFolder, progress: Progress
 ) -> Evaluated:
-    """The full-precision subject on one split; on ``selection`` twice: does it repeat itself?"""
+    """The full-precision subject on one split; on ``selection`` twice: does it repeat itself?
+
+    The second time what enters the calibrated sites is sketched, to be compared with calibration.
+    Observing changes no output, so the repetition proves that too.
+    """
     key = loaded.key(kind="reference", split=split)
     folder = sweep.place("reference", key)
     found = reuse(loaded, sweep, "reference", key)
@@ -35,14 +42,23 @@ def measure_reference(
     digest = encode.columns_digest(outcomes.columns())
     metrics = evaluator.measure(outcomes, outcomes)
     detail: dict[str, object] = {}
+    files: dict[str, bytes] = {}
     if split == "selection":
-        again = evaluator.run(loaded.subject.model, examples, batch, progress)
+        with observing(loaded.subject.model, calibrated_sites(loaded)) as observer:
+            again = evaluator.run(loaded.subject.model, examples, batch, progress)
         same = encode.columns_digest(again.columns()) == digest
-        detail["deterministic"] = same
+        operators = nondeterministic_operators(loaded.subject.model, examples.inputs[:batch])
+        detail |= {"deterministic": same, "nondeterministic_operators": list(operators)}
         metrics["repeat_identical"] = float(same)
+        sketches = {name: tally.observation().sketch for name, tally in observer.tallies.items()}
+        for name, sketch in sketches.items():
+            check_finite(name, sketch, "the selection data")
+        files[SELECTION_SKETCHES] = encode.safetensors_bytes(
+            flat({name: sketch.tensors() for name, sketch in sketches.items()})
+        )
     resources = {
         "weight_bytes": reference_bytes(loaded.model),
-        "bit_operations": bit_operations(loaded.places, None),
+        "bit_operations": bit_operations(loaded.sites, None),
     }
     record = Record(
         kind="reference",
@@ -54,6 +70,6 @@ def measure_reference(
         started=started,
     )
     seconds = time.time() - started
-    files = {f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns())}
+    files[f"outcomes-{split}.parquet"] = encode.parquet_bytes(outcomes.columns())
     record = spool.commit(folder, record, files)
     return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)

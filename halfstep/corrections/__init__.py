@@ -34,6 +34,11 @@ CORRECTIONS: dict[str, type[Correction]] = {
 }
 """Every correction by the name that configs use."""
 
+__all__ = [
+    "CORRECTIONS", "STAGES", "AdaRound", "Awq", "BiasCorrection", "Correction",
+    "CrossLayerEqualization", "Gptq", "SmoothQuant", "parse_corrections",
+]  # fmt: skip
+
 STAGES = ("rewrite", "scale", "rounding", "bias")
 
 
@@ -67,7 +72,9 @@ def _parse_one(text: str) -> Correction:
     for part in filter(None, (match[2] or "").split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in known:
-            raise UserError(f"correction {text!r}: unknown parameter {key!r}; {allowed(key, known)}")
+            raise UserError(
+                f"correction {text!r}: unknown parameter {key!r}; {allowed(key, known)}"
+            )
         kind = int if known[key].type == "int" else float
         try:
             given[key] = kind(value)

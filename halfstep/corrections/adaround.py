@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from halfstep.corrections.gptq import inverse_factor
 from halfstep.corrections.parameters import Parameters
 from halfstep.formats import Uniform
 from halfstep.qparams import QParams
@@ -18,8 +19,11 @@ BETA = 20.0, 2.0
 """The regulariser's exponent falls from the one to the other."""
 WARM_UP = 0.2
 """Share of the steps that run without the regulariser."""
-WEIGHT = 0.01
+WEIGHT = 1.0
+"""Of the regulariser, in units of the error of rounding one weight by itself."""
 LEARNING_RATE = 0.01
+COMPENSATION_DAMP = 0.01
+PAIRED = 16
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,11 @@ class AdaRound(Parameters):
     """Nagel et al. 2020, equations 21 to 24, on the layer's exact quadratic error.
 
     The paper minimises the output error over samples; the mean of ``x xᵀ`` holds all that this
-    error needs, so no sample is kept. What the relaxation leaves is settled exactly: single weights
-    are flipped as long as one lowers the error of its row (a descent in the paper's equation 13),
-    and a row keeps round-to-nearest where nothing better was found.
+    error needs, so no sample is kept. What the relaxation finds is settled exactly: single weights
+    and pairs are flipped as long as that lowers the error of their row (a descent in the paper's
+    equation 13).
+    The same descent runs from round-to-nearest and from a rounding with compensation; each row
+    keeps the best of the three, so none is worse than round-to-nearest.
     """
 
     iterations: int = 300
@@ -51,9 +57,15 @@ class AdaRound(Parameters):
         """
         down, up = neighbours(weight, qparams)
         nearest = (up - weight.double()) < (weight.double() - down)
-        learned = self._learn(weight, down, up, gram)
-        chosen = _better(weight, down, up, gram, nearest, learned)
-        chosen = _flip(weight, down, up, gram, chosen)
+        starts = (
+            nearest,
+            self._learn(weight, down, up, gram),
+            _compensated(weight, down, up, gram),
+        )
+        chosen = nearest
+        for start in starts:
+            settled = _settle(weight, down, up, gram, start)
+            chosen = _better(weight, down, up, gram, chosen, settled)
         return torch.where(chosen, up, down).float(), weight
 
     def _learn(self, weight: Tensor, down: Tensor, up: Tensor, gram: Tensor) -> Tensor:
@@ -112,22 +124,59 @@ def _better(
     return torch.where((errors[1] < errors[0])[:, None], other, one)
 
 
-def _flip(weight: Tensor, down: Tensor, up: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:
-    """Flips the most useful weight of each row until none is left that lowers the row's error."""
+def _compensated(weight: Tensor, down: Tensor, up: Tensor, gram: Tensor) -> Tensor:
+    """Column by column to the neighbour that is nearest once the errors so far are made up for
+    (GPTQ's step, kept between the neighbours)."""
+    factor = inverse_factor(gram, COMPENSATION_DAMP)
+    rest = weight.double().clone()
+    chosen = torch.zeros(weight.shape, dtype=torch.bool)
+    for j in range(weight.shape[1]):
+        chosen[:, j] = up[:, j] - rest[:, j] < rest[:, j] - down[:, j]
+        rounded = torch.where(chosen[:, j], up[:, j], down[:, j])
+        error = (rest[:, j] - rounded) / factor[j, j]
+        rest[:, j:] -= error[:, None] * factor[j, j:]
+    return chosen
+
+
+def _settle(weight: Tensor, down: Tensor, up: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:
+    """Flips single weights and pairs of weights until no flip lowers the error of any row."""
     chosen = chosen.clone()
-    step, diagonal = up - down, gram.diagonal()
+    step = up - down
     difference = torch.where(chosen, up, down) - weight.double()
     pull = difference @ gram
-    rows = torch.arange(len(weight))
+    moving = torch.arange(len(weight))  # rows that may still gain
     for _ in range(4 * weight.shape[1]):
-        move = torch.where(chosen, -step, step)
-        gain = 2 * move * pull + move.square() * diagonal
+        pulled, steps = pull[moving], step[moving]
+        move = torch.where(chosen[moving], -steps, steps)
+        gain = 2 * move * pulled + move.square() * gram.diagonal()
         best, column = gain.min(dim=1)
         # A gain below rounding error would flip back and forth for ever.
-        useful = best < -1e-12 * (pull.abs().amax(1) * step.amax(1) + 1e-300)
+        least = -1e-12 * (pulled.abs().amax(1) * steps.amax(1) + 1e-300)
+        useful = best < least
+        flips = [column]
         if not bool(useful.any()):
+            first, second, both = _best_pair(move, gain, gram)
+            useful = both < least
+            flips = [first, second]
+        rows = moving[useful]
+        if len(rows) == 0:
             break
-        r, c = rows[useful], column[useful]
-        pull[r] += move[r, c][:, None] * gram[c]
-        chosen[r, c] = ~chosen[r, c]
+        for columns in flips:
+            c = columns[useful]
+            pull[rows] += move[useful, c][:, None] * gram[c]
+            chosen[rows, c] = ~chosen[rows, c]
+        if len(flips) == 2:
+            moving = rows
     return chosen
+
+
+def _best_pair(move: Tensor, gain: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row the best two weights to flip together, and what that gains; the first of them is
+    sought among the `PAIRED` that cost least alone."""
+    first = gain.topk(min(PAIRED, gain.shape[1]), dim=1, largest=False).indices
+    alone, moved = gain.gather(1, first), move.gather(1, first)
+    both = alone[:, :, None] + gain[:, None] + 2 * moved[:, :, None] * move[:, None] * gram[first]
+    both.scatter_(2, first[:, :, None], float("inf"))  # a weight cannot be flipped twice
+    best, at = both.flatten(1).min(dim=1)
+    at_first = at // gain.shape[1]
+    return first.gather(1, at_first[:, None])[:, 0], at % gain.shape[1], best

@@ -125,4 +125,7 @@ def _channels_fit(first: nn.Module, second: nn.Module) -> bool:
     assert isinstance(one, Tensor)
     assert isinstance(two, Tensor)
     groups = getattr(second, "groups", 1)
-    return one.shape[0] == two.shape[1] * groups and type(first).__name__[:4] == type(second).__name__[:4]
+    return (
+        one.shape[0] == two.shape[1] * groups
+        and type(first).__name__[:4] == type(second).__name__[:4]
+    )

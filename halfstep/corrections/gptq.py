@@ -41,7 +41,7 @@ class Gptq(Parameters):
         columns = weight.shape[1]
         scale = qparams.scale.expand(weight.shape)
         zero_point = qparams.zero_point.expand(weight.shape)
-        factor = _inverse_factor(gram, self.damp)
+        factor = inverse_factor(gram, self.damp)
         rest = weight.double().clone()
         target, rounded = torch.empty_like(weight), torch.empty_like(weight)
         for start in range(0, columns, BLOCK):
@@ -58,7 +58,7 @@ class Gptq(Parameters):
         return rounded, target
 
 
-def _inverse_factor(gram: Tensor, damp: float) -> Tensor:
+def inverse_factor(gram: Tensor, damp: float) -> Tensor:
     """Upper Cholesky factor of the inverse of the damped Gram matrix, float64.
 
     An input that never occurs has a zero on the diagonal: one is put there, so that its column is
@@ -69,4 +69,5 @@ def _inverse_factor(gram: Tensor, damp: float) -> Tensor:
     diagonal[diagonal == 0] = 1.0
     diagonal += damp * diagonal.mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor

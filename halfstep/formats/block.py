@@ -53,7 +53,6 @@ def _rceil(amax: Tensor, element: Floating | Uniform) -> Tensor:
 Rule = Callable[[Tensor, Floating | Uniform], Tensor]
 SCALE_RULES: dict[str, Rule] = {"floor": _floor, "ceil": _ceil, "even": _even, "rceil": _rceil}
 """From a block's largest magnitude (float64, positive) to the exponent of its scale."""
-NEVER_CLIP = ("ceil", "rceil")
 
 
 def _largest(element: Floating | Uniform) -> float:
@@ -131,8 +130,13 @@ class Microscaling(_Block):
 
     @property
     def clips(self) -> bool:
-        """True where the scale rule may leave the block's largest value out of range."""
-        return self.rule not in NEVER_CLIP
+        """True where the scale rule may leave values more than half a gap out of range.
+
+        The even rule does so for E4M3 alone, whose largest mantissa stands for NaN.
+        """
+        full = (2.0 - 2.0 ** -_mantissa_bits(self.element)) * 2.0 ** _emax(self.element)
+        short = isinstance(self.element, Floating) and self.element.largest < full
+        return self.rule == "floor" or (self.rule == "even" and short)
 
     def qparams(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """A power-of-two scale (float64; 0 for a block of zeros), zero point 0."""

@@ -63,7 +63,7 @@ class Codebook:
 
     def positive_edges(self, *, unsigned: bool) -> Tensor:
         """Borders of the levels of ``|x|`` as fractions of the range, for entropy."""
-        levels = self.grid().abs().unique()
+        levels: Tensor = self.grid().abs().unique()  # type: ignore[no-untyped-call]
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
         return torch.cat([ends[:1], (levels[1:] + levels[:-1]) / 2, ends[1:]])
 

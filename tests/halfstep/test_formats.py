@@ -1,13 +1,24 @@
 """Formats against independent implementations, at tolerance zero."""
 
+import math
+
 import gfloat
+import numpy as np
 import pytest
 import torch
 from gfloat import formats as gf
+from scipy.stats import norm
 
-from halfstep.formats import FORMATS, Floating, Uniform
+from halfstep.calibrators import parse_calibrator
+from halfstep.formats import FORMATS, Codebook, Floating, Uniform
+from halfstep.observed import Exact
+from halfstep.qparams import choose_qparams
+from halfstep.quantize import fake_quantize
 
 OUTSIDE = {
+    "fp4_e2m1": gf.format_info_ocp_e2m1,
+    "fp6_e3m2": gf.format_info_ocp_e3m2,
+    "fp6_e2m3": gf.format_info_ocp_e2m3,
     "fp8_e4m3": gf.format_info_ocp_e4m3,
     "fp8_e5m2": gf.format_info_ocp_e5m2,
     "fp16": gf.format_info_binary16,
@@ -15,7 +26,12 @@ OUTSIDE = {
 }
 FLOATING = [f for f in FORMATS.values() if isinstance(f, Floating)]
 UNIFORM = [f for f in FORMATS.values() if isinstance(f, Uniform)]
-SMALL = [f for f in FLOATING if f.bits == 8]
+TABLES = [f for f in FORMATS.values() if isinstance(f, Codebook)]
+SMALL = [f for f in FLOATING if f.bits <= 8]
+CAST = [f for f in FLOATING if f.storage != torch.uint8]
+
+
+PLAIN = [f for f in FORMATS.values() if f.block is None]
 
 
 def rounded(fmt, values):
@@ -59,10 +75,77 @@ def test_rounding_equals_gfloat_at_ties_neighbours_and_beyond_the_end(fmt):
     )
     info = OUTSIDE[fmt.name]
     expected = [gfloat.round_float(info, v, sat=True) for v in values.tolist()]
-    assert rounded(fmt, values).tolist() == expected
+    ours = rounded(fmt, values)
+    assert ours.tolist() == expected
+    assert torch.signbit(ours).tolist() == [math.copysign(1, v) < 0 for v in expected]
 
 
-@pytest.mark.parametrize("fmt", FLOATING, ids=lambda f: f.name)
+@pytest.mark.parametrize("fmt", SMALL, ids=lambda f: f.name)
+def test_a_negative_value_that_rounds_to_zero_keeps_its_sign(fmt):
+    values = torch.tensor([-0.0, 0.0, -1e-30, 1e-30])
+    assert torch.signbit(rounded(fmt, values)).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("fmt", [f for f in SMALL if f.bits < 8], ids=lambda f: f.name)
+def test_codes_are_those_of_gfloat(fmt):
+    info = OUTSIDE[fmt.name]
+    codes = torch.arange(2**fmt.bits, dtype=torch.uint8)
+    values = [gfloat.decode_float(info, int(code)).fval for code in codes]
+    zero = torch.zeros((), dtype=torch.int32)
+    assert fmt.decode(codes, zero).tolist() == values
+    assert torch.signbit(fmt.decode(codes, zero)).tolist() == [
+        math.copysign(1, v) < 0 for v in values
+    ]
+    assert torch.equal(fmt.encode(torch.tensor(values), zero), codes)
+
+
+def test_nf4_is_the_published_table_and_a_tie_goes_down():
+    """bitsandbytes' ``dQuantizeNF4`` compares with the midpoints by ``>``."""
+    fmt = FORMATS["nf4"]
+    grid = fmt.grid()
+    assert len(grid) == 16
+    assert (grid[0], grid[7], grid[15]) == (-1.0, 0.0, 1.0)
+    ties = ((grid[1:] + grid[:-1]) / 2).float()
+    assert torch.equal(rounded(fmt, ties), grid[:-1].float())
+    above = torch.nextafter(ties, torch.tensor(2.0))
+    assert torch.equal(rounded(fmt, above), grid[1:].float())
+    values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    nearest = grid[(values.double()[:, None] - grid).abs().argmin(1)].float()
+    assert torch.equal(rounded(fmt, values), nearest)
+
+
+def test_nf4_levels_are_gaussian_quantiles():
+    """QLoRA appendix E: averages of neighbouring quantiles, eight above zero and seven below."""
+    offset = 0.9677083
+    above = [norm.ppf(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
+    below = [-norm.ppf(p) for p in np.linspace(offset, 0.5, 8)[:-1]]
+    values = np.array(sorted([*above, 0.0, *below]))
+    table = FORMATS["nf4"].grid().numpy()
+    assert np.allclose(values / values.max(), table, atol=2e-7)
+
+
+def test_int1_is_a_sign_and_its_best_scale_is_the_mean_magnitude():
+    """XNOR-Net, section 3.1."""
+    fmt = FORMATS["int1"]
+    assert fmt.grid().tolist() == [-1.0, 1.0]
+    x = torch.randn(2**16, generator=torch.Generator().manual_seed(0))
+    chosen = parse_calibrator("mse")(Exact(x[None]), fmt)
+    scale, _ = fmt.qparams(chosen.lo, chosen.hi)
+    assert float(scale) == pytest.approx(float(x.abs().mean()), rel=0.02)
+    done = fake_quantize(x, choose_qparams(fmt, chosen.lo, chosen.hi))
+    assert torch.equal(done.sign(), torch.where(x > 0, 1.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    "fmt", [f for f in FORMATS.values() if isinstance(f, Codebook)], ids=lambda f: f.name
+)
+def test_gap_of_a_table_is_the_interval_around_a_value(fmt):
+    grid = fmt.grid().float()
+    middles = (grid[1:] + grid[:-1]) / 2
+    assert torch.equal(fmt.gap(middles), grid[1:] - grid[:-1])
+
+
+@pytest.mark.parametrize("fmt", CAST, ids=lambda f: f.name)
 def test_rounding_equals_torchs_cast_inside_the_range(fmt):
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(1)) * 50
     assert torch.equal(rounded(fmt, values), values.to(fmt.storage).float())

@@ -1,14 +1,16 @@
 """Folding, sites, observing and applying, on small models with every trap in them."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from halfstep.apply import applied
+from halfstep.apply import UnknownSite, applied
 from halfstep.certificate import BoundViolated, certify
+from halfstep.coverage import covered, places
 from halfstep.digest import digest_tensors
 from halfstep.errors import UserError
 from halfstep.fold import fold_batch_norm
@@ -17,10 +19,10 @@ from halfstep.granularity import PerAxis, PerTensor, PerToken
 from halfstep.observe import calibrate
 from halfstep.qparams import choose_qparams
 from halfstep.quantize import fake_quantize
-from halfstep.scheme import Scheme, Spec
-from halfstep.sites import coverage, discover, select
+from halfstep.scheme import Scheme, Spec, skipping
+from halfstep.sites import discover
 from halfstep.sketch import Sketch
-from halfstep.treatments import Treatments
+from halfstep.treatments import Calibration, Treatments
 
 
 class Net(nn.Module):
@@ -51,19 +53,25 @@ def build(seed=0):
     return model.eval(), torch.randn(12, 3, 6, 6)
 
 
-def scheme(weights="int8", activations="int8", calibrator="minmax", token=False):
+def scheme(weights="int8", activations="int8", calibrator="minmax", token=False, skip=()):
     granularity = PerToken() if token else PerTensor()
     return Scheme(
         Spec(FORMATS[weights], PerAxis(), calibrator),
         Spec(FORMATS[activations], granularity, calibrator),
+        overrides=skipping(skip),
     )
+
+
+def treatments_of(model, x):
+    sites = discover(model, x[:1])
+    observations = calibrate(model, sites.activations, [x])
+    return sites, Treatments(model, sites, Calibration(lambda: [x], len(x), observations), x)
 
 
 def prepared(seed=0):
     model, x = build(seed)
     folded = fold_batch_norm(model, x).model
-    sites = discover(folded)
-    return folded, x, sites, Treatments(folded, sites, calibrate(folded, sites, [x]), x)
+    return folded, x, *treatments_of(folded, x)
 
 
 def test_folding_keeps_the_outputs_and_the_original():
@@ -118,42 +126,46 @@ def test_a_model_that_cannot_be_traced_is_left_unfolded_and_named():
 
 
 def test_coverage_accounts_for_every_parameter_and_every_multiply_accumulate():
-    folded, x, sites, _ = prepared()
-    places = coverage(folded, x[:1], sites, [], ["bn"])
-    macs = {p.name: p.macs for p in places}
+    folded, _, sites, _ = prepared()
+    found = places(folded, sites, ["bn"])
+    macs = {p.name: p.macs for p in found}
     assert macs["conv"] == 8 * 3 * 9 * 36
     assert macs["right"] == 8 * 8 * 9 * 36
     assert macs["head"] == 8 * 5
-    assert macs["(functional)"] == 8 * 8
-    assert sum(p.parameters for p in places) == sum(p.numel() for p in folded.parameters())
-    reasons = {p.name: p.reason for p in places if not p.quantized}
+    assert macs["mix"] == 8 * 8
+    assert sum(p.parameters for p in found) == sum(p.numel() for p in folded.parameters())
+    reasons = {p.name: p.reason for p in found if p.reason}
     assert reasons["bn"] == "folded into the layer before it"
-    assert "outside the quantized modules" in reasons["(functional)"]
+    assert "one scale" in reasons["add"]
 
 
 def test_a_skipped_site_says_which_pattern_took_it():
-    folded, x, sites, _ = prepared()
-    kept = select(sites, ["he*"])
-    places = {p.name: p for p in coverage(folded, x[:1], kept, ["he*"], ["bn"])}
-    assert places["head"].reason == "skipped by pattern 'he*'"
+    folded, _, sites, _ = prepared()
+    skip = ("he*",)
+    rows = covered(places(folded, sites), scheme(skip=skip), sites, skip)
+    reasons = {row.place.name: row.reason for row in rows}
+    assert reasons["head"] == "skipped by pattern 'he*'"
+    assert reasons["mix"] == ""
 
 
 def test_one_pass_sees_what_entered_each_site():
     folded, x, sites, _ = prepared()
-    entered = {site.name: [] for site in sites}
+    entered = {site.name: [] for site in sites.activations if site.name != "mix"}
     hooks = [
         folded.get_submodule(s.name).register_forward_pre_hook(
             lambda m, i, name=s.name: entered[name].append(i[0].detach().clone())
         )
-        for s in sites
+        for s in sites.activations
+        if s.name != "mix"
     ]
-    sketches = calibrate(folded, sites, x.split(5))
+    observed = calibrate(folded, sites.activations, x.split(5))
     for hook in hooks:
         hook.remove()
     for name, tensors in entered.items():
         expected = Sketch.of(torch.cat([t.flatten() for t in tensors]))
-        assert (sketches[name].counts == expected.counts).all()
-        assert (sketches[name].lo, sketches[name].hi) == (expected.lo, expected.hi)
+        sketch = observed[name].sketch
+        assert (sketch.counts == expected.counts).all()
+        assert (sketch.lo, sketch.hi) == (expected.lo, expected.hi)
 
 
 def test_a_shared_input_that_is_changed_in_place_is_counted_anew():
@@ -169,28 +181,17 @@ def test_a_shared_input_that_is_changed_in_place_is_counted_anew():
             return y + self.second(x)
 
     model, x = InPlace().eval(), torch.randn(7, 4)
-    sites = discover(model)
-    sketches = calibrate(model, sites, [x])
-    assert sketches["second"].hi == pytest.approx(3 * sketches["first"].hi)
-    treatments = Treatments(model, sites, sketches, x).for_scheme(scheme())
-    with applied(model, treatments), torch.no_grad():
+    sites, treatments = treatments_of(model, x)
+    observed = calibrate(model, sites.activations, [x])
+    assert observed["second"].sketch.hi == pytest.approx(3 * observed["first"].sketch.hi)
+    treated = treatments.for_scheme(scheme())
+    with applied(model, treated), torch.no_grad():
         changed = model(x)
-    first, second = treatments["first"], treatments["second"]
-    expected = F.linear(first.activation(x), first.weight.values, model.first.bias) + F.linear(
-        second.activation(x * 3), second.weight.values, model.second.bias
+    first, second = (treated.activations[n].quantizer for n in ("first", "second"))
+    expected = F.linear(first(x), treated.weights["first"].values, model.first.bias) + F.linear(
+        second(x * 3), treated.weights["second"].values, model.second.bias
     )
     assert torch.allclose(changed, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
-@pytest.mark.parametrize("size", [1, 5, 12])
-def test_calibration_does_not_depend_on_the_order_of_batches(order, size):
-    folded, x, sites, _ = prepared()
-    parts = x.split(3)
-    one = calibrate(folded, sites, parts)
-    other = calibrate(folded, sites, [parts[i] for i in order])
-    for name in one:
-        assert (one[name].counts == other[name].counts).all()
 
 
 @pytest.mark.parametrize("activations", ["int8", "uint8", "fp8_e4m3", "fp16", "int4_asym"])
@@ -200,20 +201,21 @@ def test_applied_model_computes_what_a_plain_reading_of_the_scheme_gives(activat
     treated = treatments.for_scheme(scheme(activations=activations, token=token))
 
     def quantized(name, value, call):
-        t = treated[name]
+        weight = treated.weights[name].values
         if token and FORMATS[activations].scaled:
-            axes = [value.dim() - 1] if name == "head" else [1, 2, 3]
+            axes = [value.dim() - 1] if name in ("head", "mix") else [1, 2, 3]
             fmt = FORMATS[activations]
             q = choose_qparams(fmt, value.amin(axes, keepdim=True), value.amax(axes, keepdim=True))
-            return call(fake_quantize(value, q), t.weight.values)
-        return call(t.activation(value), t.weight.values)
+            return call(fake_quantize(value, q), weight)
+        return call(treated.activations[name].quantizer(value), weight)
 
     m = folded
     h = F.relu(quantized("conv", x, lambda a, w: F.conv2d(a, w, m.conv.bias, padding=1)))
     h = quantized("left", h, lambda a, w: F.conv2d(a, w, m.left.bias)) + quantized(
         "right", h, lambda a, w: F.conv2d(a, w, m.right.bias, padding=1)
     )
-    expected = quantized("head", h.mean((2, 3)) @ m.mix, lambda a, w: F.linear(a, w, m.head.bias))
+    h = quantized("mix", h.mean((2, 3)), lambda a, w: a @ w)
+    expected = quantized("head", h, lambda a, w: F.linear(a, w, m.head.bias))
     with applied(folded, treated), torch.no_grad():
         first, second = folded(x), folded(x)
     assert torch.equal(first, expected)
@@ -245,7 +247,8 @@ def test_an_error_while_applying_also_puts_everything_back():
     folded, _, _, treatments = prepared()
     before = digest_tensors(folded.state_dict())
     treated = treatments.for_scheme(scheme())
-    broken = dict(treated) | {"no.such.site": treated["head"]}
+    parameters = dict(treated.parameters) | {"no.such.parameter": torch.zeros(1)}
+    broken = dataclasses.replace(treated, parameters=parameters)
     with pytest.raises(AttributeError), applied(folded, broken):
         pass
     assert digest_tensors(folded.state_dict()) == before
@@ -257,7 +260,7 @@ def test_an_error_while_applying_also_puts_everything_back():
 def test_every_format_and_calibrator_is_certified(name, calibrator):
     _, _, sites, treatments = prepared()
     found = treatments.certificates(scheme(name, name, calibrator))
-    assert len(found) == 2 * len(sites)
+    assert len(found) == len(sites.weights) + len(sites.activations) == 10
     assert all(c.holds for c in found)
     assert max(c.error_over_bound for c in found) > 0.5
 
@@ -288,29 +291,61 @@ def test_nan_activations_are_refused_with_the_site_named():
     model, x = build()
     x[3, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="entering conv hold 1 NaN"):
-        calibrate(model, discover(model), [x])
+        calibrate(model, discover(model, x[:1]).activations, [x])
 
 
-def test_a_site_that_never_runs_is_refused_with_the_way_out():
-    class Unused(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
+class Sometimes(nn.Module):
+    """Its second layer runs only where the input is large."""
 
-        def forward(self, x):
-            return self.used(x)
+    def __init__(self):
+        super().__init__()
+        self.used, self.rare = nn.Linear(3, 3), nn.Linear(3, 3)
 
-    model = Unused().eval()
-    with pytest.raises(UserError, match=r"site unused saw no activations.*skip: \[unused\]"):
-        calibrate(model, discover(model), [torch.randn(4, 3)])
+    def forward(self, x):
+        x = self.used(x)
+        return self.rare(x) if x.abs().max() > 100 else x
+
+
+def test_a_module_that_no_forward_pass_reaches_is_in_the_ledger():
+    model, x = Sometimes().eval(), torch.randn(1, 3)
+    found = {p.name: p for p in places(model, discover(model, x))}
+    assert found["rare"].reason == "no forward pass reached it"
+    assert found["rare"].parameters == 12
+
+
+def test_a_site_that_calibration_never_reaches_is_refused_with_the_way_out():
+    model = Sometimes().eval()
+    sites = discover(model, torch.full((1, 3), 1e4))
+    with pytest.raises(UserError, match=r"site rare saw no activations.*skip: \[rare\]"):
+        calibrate(model, sites.activations, [torch.randn(4, 3)])
+
+
+def test_a_product_that_discovery_never_saw_stops_the_cell_by_name():
+    model, x = Sometimes().eval(), torch.randn(8, 3)
+    _, treatments = treatments_of(model, x)
+    treated = treatments.for_scheme(scheme(token=True))
+    with applied(model, treated), torch.no_grad():
+        model(x)
+        with pytest.raises(UnknownSite, match="rare ran in evaluation"):
+            model(x * 1e6)
+
+
+def test_nan_in_a_dynamic_activation_is_refused_with_the_site_named():
+    folded, x, _, treatments = prepared()
+    x[0, 0, 0, 0] = float("inf")
+    with (
+        applied(folded, treatments.for_scheme(scheme(token=True))),
+        torch.no_grad(),
+        pytest.raises(UserError, match="entering conv hold NaN or infinite"),
+    ):
+        folded(x)
 
 
 def test_constant_activations_are_named():
     model, x = build()
-    sites = discover(model)
-    sketches = calibrate(model, sites, [torch.full_like(x, 0.25)])
-    treated = Treatments(model, sites, sketches, x).for_scheme(scheme())
-    assert treated["conv"].activation.notes == (
+    _, treatments = treatments_of(model, torch.full_like(x, 0.25))
+    treated = treatments.for_scheme(scheme())
+    assert treated.activations["conv"].quantizer.notes == (
         "activation is constant at 0.25 over the calibration data",
     )
 

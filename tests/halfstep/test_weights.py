@@ -9,6 +9,7 @@ from halfstep.errors import UserError
 from halfstep.formats import FORMATS
 from halfstep.granularity import (
     PerAxis,
+    PerBlock,
     PerGroup,
     PerTensor,
     expand,
@@ -19,19 +20,22 @@ from halfstep.granularity import (
 )
 from halfstep.quantize import dequantize
 from halfstep.scheme import Spec
-from halfstep.sites import as_matrix
 from halfstep.weights import packed_bytes, quantize_weight
 
-GRANULARITIES = [PerTensor(), PerAxis(), PerGroup(4), PerGroup(7), PerGroup(1000)]
+GRANULARITIES = [
+    PerTensor(), PerAxis(), PerGroup(4), PerGroup(7), PerGroup(1000), PerBlock(2, 4),
+    PerBlock(4, 3),
+]  # fmt: skip
 
 
-@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 50))
-def test_each_value_meets_the_scale_of_its_own_block(rows, columns, size):
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 50), st.integers(1, 10))
+def test_each_value_meets_the_scale_of_its_own_block(rows, columns, size, height):
     matrix = torch.arange(rows * columns, dtype=torch.float32).reshape(rows, columns)
-    for granularity in (PerTensor(), PerAxis(), PerGroup(size)):
+    for granularity in (PerTensor(), PerAxis(), PerGroup(size), PerBlock(height, size)):
         block = granularity.block_size((rows, columns))
-        grid = grid_shape((rows, columns), block)
-        largest = from_blocks([part.amax(1) for part in to_blocks(matrix, block)], grid)
+        parts = [part.amax(1) for part in to_blocks(matrix, block)]
+        largest = from_blocks(parts, (rows, columns), block)
+        assert largest.shape == grid_shape((rows, columns), block)
         spread = expand(largest, (rows, columns), block).expand(rows, columns)
         for r in range(rows):
             for c in range(columns):
@@ -46,8 +50,7 @@ def test_each_value_meets_the_scale_of_its_own_block(rows, columns, size):
 def test_codes_and_qparams_rebuild_the_values(granularity, shape, name):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     done = quantize_weight(weight, Spec(FORMATS[name], granularity, "mse"))
-    matrix = as_matrix(done.codes(weight).float())
-    assert torch.equal(dequantize(matrix, done.broadcast()).reshape(shape), done.values)
+    assert torch.equal(dequantize(done.codes(), done.broadcast()).reshape(shape), done.values)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,10 @@ def test_finer_granularity_never_adds_error_under_minmax():
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("text", ["per_group", "per_group(0)", "per_channel(3)", "per_chanel"])
+@pytest.mark.parametrize(
+    "text",
+    ["per_group", "per_group(0)", "per_channel(3)", "per_chanel", "per_block(2x0)", "per_token"],
+)
 def test_granularities_that_make_no_sense_are_refused(text):
     with pytest.raises(UserError, match="granularity"):
-        parse_granularity(text)
+        parse_granularity(text, "weights")
