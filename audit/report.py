@@ -55,6 +55,7 @@ def report_html(
         environ=environ,
         images=images,
         cell=cell,
+        result_cell=next(c for c in result["cells"] if c["name"] == cell),
         certificates=certificates,
         coverage=coverage,
         marks=MARKS,

@@ -158,6 +158,8 @@ def _fill_run_ids(result: dict[str, Any], run_ids: Mapping[str, str], parent_key
         cell["run_id"] = run_ids[cell["key"]]
     for reference in result["reference"].values():
         reference["run_id"] = run_ids[reference["key"]]
+    calibration = result["calibration"]
+    calibration["run_id"] = run_ids.get(calibration["key"])
 
 
 def _close_runs(

@@ -13,7 +13,7 @@ from tasks.decide import Decision
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
-NOT_CALIBRATED: dict[str, Any] = {"representativeness": None, "unsettled": [], "notes": []}
+NOT_CALIBRATED = {"key": None, "representativeness": None, "unsettled": {}, "notes": []}
 """Where no scheme fixes an activation's range, no data was observed."""
 
 
@@ -58,9 +58,10 @@ def result_json(
         "nondeterministic_operators": references["selection"].record.detail[
             "nondeterministic_operators"
         ],
-        "calibration": calibration.detail | {"key": calibration.key}
-        if calibration
-        else NOT_CALIBRATED,
+        "calibration": {
+            **(calibration.detail | {"key": calibration.key} if calibration else NOT_CALIBRATED),
+            "run_id": None,
+        },
         "batch_norm": {
             "folded": len(loaded.folding.folded),
             "max_relative_difference": loaded.folding.max_relative_difference,

@@ -14,7 +14,10 @@ GROUPS = 20
 PSI_SHIFTED = 0.25
 """The usual reading of the population stability index: below 0.1 stable, above 0.25 shifted."""
 OUTSIDE = 0.001
-"""Share of values outside the calibrated range that is worth a warning."""
+"""Share of values outside the calibrated range that is worth a warning, with many values seen."""
+BY_CHANCE = 10.0
+"""Of n values from one distribution the next lies beyond the extremes with probability 2 / (n + 1);
+a warning needs five times that."""
 _FLOOR = 1e-6
 
 
@@ -25,6 +28,8 @@ class Drift:
     site: str
     outside: float
     """Share of values outside the calibrated extremes, to the resolution of the sketch."""
+    allowed: float
+    """The share outside that would be no surprise after as many values as were calibrated on."""
     excess: float
     """Largest magnitude over the largest calibrated one."""
     psi: float
@@ -33,12 +38,13 @@ class Drift:
 
     @property
     def shifted(self) -> bool:
-        return self.outside > OUTSIDE or self.psi > PSI_SHIFTED
+        return self.outside > self.allowed or self.psi > PSI_SHIFTED
 
     def to_json(self) -> dict[str, object]:
         return {
             "site": self.site,
             "outside_share": self.outside,
+            "allowed_outside_share": self.allowed,
             "amax_over_calibrated": self.excess,
             "psi": self.psi,
             "shifted": self.shifted,
@@ -64,7 +70,13 @@ def drift(site: str, calibrated: Sketch, observed: Sketch) -> Drift:
     psi = float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0]))[filled].sum())
     largest = max(abs(calibrated.lo), abs(calibrated.hi))
     seen = max(abs(observed.lo), abs(observed.hi))
-    return Drift(site, float(outside), seen / largest if largest > 0 else float(seen > 0), psi)
+    return Drift(
+        site,
+        outside=float(outside),
+        allowed=max(OUTSIDE, BY_CHANCE / calibrated.total),
+        excess=seen / largest if largest > 0 else float(seen > 0),
+        psi=psi,
+    )
 
 
 def _by_value() -> np.ndarray:

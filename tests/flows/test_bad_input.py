@@ -98,7 +98,7 @@ def test_every_site_skipped(tiny, store):
         factory()(config)
         config["sites"] = {"skip": ["*"]}
 
-    refused(tiny(change), store, "every site is skipped")
+    refused(tiny(change), store, "no site is left to quantize under .*: every one is skipped")
 
 
 def test_a_missing_weights_file(tiny, store, tmp_path):

@@ -48,7 +48,7 @@ def test_plan_writes_nothing(tiny, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     done = halfstep("plan", path)
     assert done.returncode == 0, done.stderr
-    assert "16 cells, 5 sites" in done.stdout
+    assert "16 cells, 5 weights and 5 activations to quantize" in done.stdout
     assert "nothing was written" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
     assert len(json.loads(halfstep("plan", path, "--json").stdout)["cells"]) == 16

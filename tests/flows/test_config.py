@@ -95,8 +95,49 @@ WRONG = {
     "a name with a slash": (put("name", value="a/b"), r"name: 'a/b' is not allowed"),
     "two tasks": (lambda c: c["tasks"].append(c["tasks"][0]), r"exactly one task"),
     "an unknown correction": (
-        put("matrix", "corrections", value=["gptq"]),
-        r"unknown correction 'gptq'",
+        put("matrix", "corrections", value=["gpqt"]),
+        r"matrix.corrections: unknown correction 'gpqt'.*did you mean 'gptq'",
+    ),
+    "corrections out of order": (
+        put("matrix", "corrections", value="gptq + smoothquant"),
+        r"matrix.corrections: .*rewrite before scale",
+    ),
+    "a correction of nothing": (
+        put("matrix", value={"activations": {"format": "int8"}, "corrections": "gptq"}),
+        r"has nothing to correct; use exclude: \[\{corrections: 'gptq', weights.format: none",
+    ),
+    "awq with quantized activations": (
+        put("matrix", value={"weights": {"format": "int4"}, "activations": {"format": "int8"},
+                             "corrections": ["none", "awq"]}),
+        r"with activations int8 use smoothquant, or exclude the pair",
+    ),
+    "moving average of weights": (
+        put("matrix", "weights", "calibrator", value="moving_average"),
+        r"averages over batches, and a weight has none",
+    ),
+    "a block of several tokens": (
+        put("matrix", "activations", "granularity", value="per_block(2x32)"),
+        r"matrix.activations: .* lies inside one token",
+    ),
+    "an override of nothing": (
+        put("sites", value={"overrides": [{"names": ["head"]}]}),
+        r"sites.overrides\[0\]: it changes nothing; give weights, activations or both",
+    ),
+    "an override nowhere": (
+        put("sites", value={"overrides": [{"weights": {"format": "int8"}}]}),
+        r"sites.overrides\[0\]: name the sites by names, kinds or positions",
+    ),
+    "an override with an unknown format": (
+        put("sites", value={"overrides": [{"names": "head", "weights": {"format": "int9"}}]}),
+        r"sites.overrides\[0\].weights.format: unknown format 'int9'",
+    ),
+    "an override at an unknown position": (
+        put("sites", value={"overrides": [{"positions": "middle", "weights": "none"}]}),
+        r"unknown position 'middle'; allowed: first, last",
+    ),
+    "targets that are no numbers": (
+        put(*TASK, "splits", "calibration", "targets", value=["zero"]),
+        r"splits.calibration.targets: \['zero'\] is not allowed",
     ),
 }  # fmt: skip
 
@@ -141,6 +182,54 @@ def test_the_matrix_is_a_product_with_exclude_and_include(tiny):
     assert len(names) == 16 - 4 + 1
     assert "W int4 per_group(32) minmax · A fp32" in names
     assert not any(n.startswith("W int2") and "A int8" in n for n in names)
+
+
+def test_corrections_are_an_axis_of_the_matrix(tiny):
+    def change(config):
+        config["matrix"] = {
+            "weights": {"format": ["int4", "mxfp4"]},
+            "activations": {"format": ["none", "int8"]},
+            "corrections": ["none", "gptq", "smoothquant(alpha=0.8) + gptq + bias_correction"],
+            "exclude": [{"activations.format": "none", "corrections": "gptq"}],
+            "include": [{"weights.format": "nf4", "weights.granularity": "per_group(64)",
+                         "corrections": "awq"}],
+        }  # fmt: skip
+
+    names = [scheme.name for scheme in read_plan(tiny(change)).schemes]
+    assert len(names) == 12 - 2 + 1
+    assert names[-1] == "W nf4 per_group(64) minmax · A fp32 · awq"
+    last = "W mxfp4 · A int8 per_tensor minmax · smoothquant(alpha=0.8) + gptq + bias_correction"
+    assert last in names
+
+
+def test_overrides_are_part_of_every_scheme(tiny):
+    def change(config):
+        config["sites"] = {
+            "skip": ["blocks.0.shortcut"],
+            "overrides": [
+                {"positions": ["first", "last"], "weights": {"format": "int8"}},
+                {"kinds": "linear", "activations": "none"},
+            ],
+        }
+
+    plan = read_plan(tiny(change))
+    assert all(len(scheme.overrides) == 3 for scheme in plan.schemes)
+    assert str(plan.overrides[0]) == "first, last: W int8 per_channel minmax"
+    assert str(plan.overrides[1]) == "kind linear: A fp32"
+    assert plan.to_json()["sites"]["overrides"][1] == {
+        "names": [], "kinds": ["linear"], "positions": [], "activations": {"format": "none"}
+    }  # fmt: skip
+
+
+def test_block_formats_bring_their_own_granularity(tiny):
+    def change(config):
+        axes = {"granularity": ["per_channel", "per_tensor"], "calibrator": ["mse", "minmax"]}
+        config["matrix"] = {"weights": {"format": "mxfp4", **axes}}
+
+    plan = read_plan(tiny(change))
+    assert [s.name for s in plan.schemes] == ["W mxfp4 · A fp32"]
+    assert plan.folded_duplicates == 3
+    assert plan.schemes[0].weights.to_json()["granularity"] == "per_block(1x32)"
 
 
 def test_spellings_of_one_scheme_become_one_cell(tiny):

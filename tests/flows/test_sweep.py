@@ -148,8 +148,8 @@ def test_each_cell_holds_its_tables_and_its_outcomes(done, runs, tmp_path):
     client, _, _ = runs
     cell = result["cells"][0]
     assert artifacts(client, cell["run_id"]) == [
-        "certificate.csv", "coverage.csv", "metrics.json", "outcomes-selection.parquet",
-        "qparams.safetensors", "scheme.json",
+        "accumulators.csv", "certificate.csv", "coverage.csv", "metrics.json",
+        "outcomes-selection.parquet", "qparams.safetensors", "scheme.json",
     ]  # fmt: skip
     data = download(client, cell["run_id"], "outcomes-selection.parquet", tmp_path)
     table = pq.read_table(io.BytesIO(data)).to_pydict()
@@ -164,11 +164,11 @@ def test_each_cell_holds_its_tables_and_its_outcomes(done, runs, tmp_path):
 def test_the_sketches_are_in_the_trail(done, runs, tmp_path):
     client, _, found = runs
     run = next(r for r in found.values() if r.data.tags["halfstep.kind"] == "calibration")
-    client.download_artifacts(run.info.run_id, "sketches.safetensors", str(tmp_path))
-    tensors = load_file(tmp_path / "sketches.safetensors")
-    sites = {name.rsplit(".", 1)[0] for name in tensors}
+    client.download_artifacts(run.info.run_id, "observations.safetensors", str(tmp_path))
+    tensors = load_file(tmp_path / "observations.safetensors")
+    sites = {name.rpartition("/")[0] for name in tensors}
     assert sites == {"conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut", "head"}
-    conv = Sketch.from_tensors({p: tensors[f"conv.{p}"] for p in ("bins", "counts", "range")})
+    conv = Sketch.from_tensors({p: tensors[f"conv/{p}"] for p in ("bins", "counts", "range")})
     assert conv.total == 64 * 8 * 8
 
 
@@ -295,9 +295,9 @@ def test_the_plan_foretells_cells_sizes_and_sites(done):
     assert [c["weight_bytes"] for c in plan["cells"]] == [
         c["weight_bytes"] for c in result["cells"]
     ]
-    assert [s["name"] for s in plan["sites"]] == [
-        "conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut", "head"
-    ]  # fmt: skip
+    names = ["conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut", "head"]
+    assert [s["name"] for s in plan["sites"]["weights"]] == names
+    assert [s["name"] for s in plan["sites"]["activations"]] == names
     assert plan["examples_to_run"]["cells"] == 500 * len(result["cells"])
 
 

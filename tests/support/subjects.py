@@ -44,3 +44,35 @@ def data(nan=False, shared=0, constant=False, pools=(200, 300, 300)):
 
 def not_a_model():
     return 42
+
+
+class Attentive(nn.Module):
+    """A transformer layer, a functional product, a recurrent layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(4, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0)
+        self.rnn = nn.GRU(16, 12, batch_first=True)
+        self.mix = nn.Parameter(torch.eye(12) + 0.1 * torch.randn(12, 12))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        h, _ = self.rnn(self.layer(self.embed(x)))
+        return self.head(h.mean(1) @ self.mix)
+
+
+def attentive():
+    return Attentive().eval()
+
+
+def sequences(scale=1.0):
+    """Sequences of six tokens whose label is the sign of a sum; ``scale`` is that of all pools but
+    the one that calibration takes."""
+    generator = torch.Generator().manual_seed(1)
+    made = {}
+    for name, n in (("train", 200), ("validation", 300), ("test", 300)):
+        x = torch.randn(n, 6, 4, generator=generator) * (1.0 if name == "train" else scale)
+        made[name] = (x, (x.sum((1, 2)) > 0).long())
+    return made

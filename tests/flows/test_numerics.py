@@ -1,0 +1,146 @@
+"""The numeric core through the whole sweep: transformers, corrections, overrides, and what the
+trail says of the calibration data."""
+
+import csv
+import io
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from flows.conduct import conduct
+from flows.config import read_plan
+from flows.forecast import forecast
+from halfstep.errors import UserError
+
+
+def attentive(matrix, sites=None, scale=1.0):
+    def change(config):
+        config["subject"] = {"source": "factory", "target": "subjects:attentive"}
+        task = config["tasks"][0]
+        task["data"] = {
+            "source": "factory", "target": "subjects:sequences", "arguments": {"scale": scale}
+        }  # fmt: skip
+        task["splits"]["calibration"] = {"from": "train"}
+        config["matrix"] = matrix
+        config["sites"] = sites or {}
+
+    return change
+
+
+def sweep(path, store, **options):
+    return conduct(read_plan(path), path.read_text(), store, **options)
+
+
+MATRIX = {
+    "weights": {"format": ["int8", "mxfp4"]},
+    "activations": {"format": "int8"},
+    "corrections": ["none", "smoothquant + gptq + bias_correction"],
+}
+
+
+def table(store, run_id, name, tmp_path):
+    client = MlflowClient(store.tracking_uri)
+    with open(client.download_artifacts(run_id, name, str(tmp_path)), "rb") as file:
+        return list(csv.DictReader(io.StringIO(file.read().decode())))
+
+
+def test_a_transformer_is_swept_with_corrections_and_overrides(tiny, store, tmp_path):
+    sites = {"overrides": [{"positions": ["first", "last"], "weights": {"format": "int8"}}]}
+    result = sweep(tiny(attentive(MATRIX, sites)), store)
+    assert [c["status"] for c in result["cells"]] == ["finished"] * 4
+    cell = next(c for c in result["cells"] if "mxfp4" in c["name"] and "gptq" in c["name"])
+    assert cell["coverage"]["macs"] == pytest.approx(1.0)
+    coverage = {r["place"]: r for r in table(store, cell["run_id"], "coverage.csv", tmp_path)}
+    assert coverage["embed"]["weights"] == coverage["head"]["weights"] == "int8 per_channel minmax"
+    assert coverage["layer.self_attn.in_proj_weight"]["weights"] == "mxfp4"
+    assert coverage["layer.self_attn.attention"]["activations"] == "int8 per_tensor minmax"
+    assert coverage["rnn.weight_hh_l0"]["quantized"] == "True"
+    assert coverage["mix"]["weights"] == "mxfp4"
+    assert "one scale" in coverage["layer.add ×2"]["reason"]
+    corrected = table(store, cell["run_id"], "corrections.csv", tmp_path)
+    assert {row["site"] for row in corrected} >= {"embed", "mix", "rnn.weight_ih_l0"}
+    for row in corrected:
+        after = float(row["relative_output_error_corrected"])
+        assert after <= float(row["relative_output_error_nearest"]) * 1.05
+    run = MlflowClient(store.tracking_uri).get_run(cell["run_id"])
+    assert run.data.params["corrections"] == "smoothquant + gptq + bias_correction"
+    assert run.data.params["overrides"] == "first, last: W int8 per_channel minmax"
+    assert run.data.metrics["bits_per_weight"] == cell["bits_per_weight"]
+    again = sweep(tiny(attentive(MATRIX, sites)), store, fresh=True)
+    assert again["decision"]["digest"] == result["decision"]["digest"]
+
+
+def test_the_plan_shows_overrides_and_what_each_site_gets(tiny):
+    sites = {
+        "skip": ["layer.linear1"],
+        "overrides": [
+            {"kinds": ["recurrent"], "weights": {"format": "int8"}, "activations": "none"}
+        ],
+    }
+    plan = forecast(read_plan(tiny(attentive(MATRIX, sites))))
+    assert plan["overrides"] == ["kind recurrent: W int8 per_channel minmax · A fp32"]
+    rows = {row["place"]: row for row in plan["coverage"]}
+    assert rows["layer.linear1"]["reason"] == "skipped by pattern 'layer.linear1'"
+    assert rows["rnn.weight_ih_l0"]["activations"] == "fp32"
+    assert rows["embed"]["activations"] == "int8 per_tensor minmax"
+    # One static pass, one for the moments of the corrections, one for the rewritten model.
+    assert plan["examples_to_run"]["calibration"] == 3 * 200
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ({"overrides": [{"names": "hed", "weights": "none"}]}, r"'hed' matches no site.*'head'"),
+        ({"overrides": [{"kinds": "conv2d", "weights": "none"}]}, r"no site is of kind 'conv2d'"),
+        ({"overrides": [{"names": "*", "weights": "none", "activations": "none"}]},
+         r"no site is left to quantize under"),
+    ],
+)  # fmt: skip
+def test_overrides_that_fit_nothing_are_refused(tiny, store, sites, message):
+    with pytest.raises(UserError, match=message):
+        sweep(tiny(attentive(MATRIX, sites)), store)
+    assert not store.path.exists()
+
+
+ONE = {"weights": {"format": "int8"}, "activations": {"format": "int8"}}
+
+
+def test_calibration_data_that_represents_the_task_says_so(tiny, store, tmp_path):
+    result = sweep(tiny(attentive(ONE)), store)
+    found = result["calibration"]
+    assert found["representativeness"]["warning"] is None
+    run_id = found["run_id"]
+    rows = table(store, run_id, "representativeness.csv", tmp_path)
+    assert {row["site"] for row in rows} >= {"embed", "layer.self_attn.attention.probabilities"}
+    growth = table(store, run_id, "convergence.csv", tmp_path)
+    assert [row["share"] for row in growth if row["site"] == "embed"] == [
+        "0.125",
+        "0.25",
+        "0.5",
+        "1.0",
+    ]
+    assert [row["examples"] for row in growth if row["site"] == "embed"] == [
+        "32",
+        "64",
+        "128",
+        "200",
+    ]
+
+
+def test_calibration_data_that_does_not_is_a_warning_that_names_the_worst_site(tiny, store):
+    result = sweep(tiny(attentive(ONE, scale=4.0)), store)
+    warning = result["calibration"]["representativeness"]["warning"]
+    assert warning.startswith("calibration data does not represent selection")
+    assert "outside the calibrated range" in warning
+    note = (
+        MlflowClient(store.tracking_uri).get_run(result["run_id"]).data.tags["mlflow.note.content"]
+    )
+    assert warning in note
+
+
+def _calibration_run(store, result):
+    client = MlflowClient(store.tracking_uri)
+    key = result["calibration"]["key"]
+    return client.search_runs([result["experiment_id"]], f"tags.halfstep.key = '{key}'")[
+        0
+    ].info.run_id
