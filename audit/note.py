@@ -79,10 +79,11 @@ def calibration_note(calibration: Mapping[str, Any]) -> str:
     lines += [f"- {note}" for note in calibration["notes"]]
     if not calibration["notes"]:
         lines.append(
-            f"- The {found['sites']} sites look alike on calibration and selection data (largest "
-            f"PSI {found['worst_psi']:.3f}, at most {found['worst_outside']:.3%} of values outside "
-            "the calibrated range), and no range moved by more than 5 % over the second half of "
-            "the data."
+            f"- The {found['sites']} sites look alike on calibration and selection data: PSI at "
+            f"most {found['worst_psi']:.3f}, at most {found['worst_outside']:.3%} of values "
+            "outside the calibrated range, no channel's mean moved by more than "
+            f"{found['worst_channel_shift']:.2f} standard deviations. No range moved by more than "
+            "5 % over the second half of the data."
         )
     lines += ["", "`convergence.csv`: each range after 1/8, 1/4, 1/2 and all of the data. "
               "`representativeness.csv`: each site on the selection data."]  # fmt: skip

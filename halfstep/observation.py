@@ -34,12 +34,36 @@ class Stand:
 
 
 @dataclass(frozen=True, eq=False)
+class Channels:
+    """How each channel's mean over an example spreads from example to example."""
+
+    examples: int
+    mean: Tensor
+    """float64 ``[channels]``."""
+    variance: Tensor
+    """float64 ``[channels]``, of the examples' means."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        count = torch.tensor([self.examples], dtype=torch.int64)
+        return {
+            "channel_examples": count,
+            "channel_moments": torch.stack([self.mean, self.variance]),
+        }
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> Channels:
+        mean, variance = tensors["channel_moments"]
+        return Channels(int(tensors["channel_examples"]), mean, variance)
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
     """Of one activation site."""
 
     sketch: Sketch
     batch_ranges: np.ndarray
     """float64 ``[batches, 2]``: smallest and largest value of each batch, in canonical order."""
+    channels: Channels | None = None
     positions: tuple[Tensor, Tensor] | None = None
     """Smallest and largest value at each token position, float64; only where a scheme asked."""
     growth: tuple[Stand, ...] = ()
@@ -70,6 +94,8 @@ class Observation:
     def tensors(self) -> dict[str, Tensor]:
         """As tensors for safetensors."""
         kept = self.sketch.tensors() | {"batch_ranges": torch.from_numpy(self.batch_ranges)}
+        if self.channels is not None:
+            kept |= self.channels.tensors()
         if self.positions is not None:
             kept["positions"] = torch.stack(self.positions)
         rows = [[s.share, s.examples, s.lo, s.hi, s.bulk] for s in self.growth]
@@ -81,6 +107,7 @@ class Observation:
         return Observation(
             Sketch.from_tensors(tensors),
             tensors["batch_ranges"].numpy(),
+            Channels.from_tensors(tensors) if "channel_moments" in tensors else None,
             (positions[0], positions[1]) if positions is not None else None,
             tuple(
                 Stand(share, int(examples), lo, hi, bulk)

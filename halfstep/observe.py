@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from halfstep.activations import TreatedActivation, position_axis
 from halfstep.errors import UserError
 from halfstep.intercept import Interception
-from halfstep.observation import GROWTH_SHARES, Observation, Stand, bulk
+from halfstep.observation import GROWTH_SHARES, Channels, Observation, Stand, bulk
 from halfstep.operators import Operand
 from halfstep.sites import ActivationSite
 from halfstep.sketch import BINS, Sketch
@@ -50,6 +50,9 @@ class Tally:
     lo: float = float("inf")
     hi: float = float("-inf")
     batches: dict[int, tuple[float, float]] = field(default_factory=dict)
+    examples: int = 0
+    channel_sums: Tensor | None = None
+    """float64 ``[2, channels]``: of the examples' channel means, and of their squares."""
     positions: tuple[Tensor, Tensor] | None = None
     growth: list[Stand] = field(default_factory=list)
 
@@ -58,6 +61,19 @@ class Tally:
         self.lo, self.hi = min(self.lo, sketch.lo), max(self.hi, sketch.hi)
         low, high = self.batches.get(batch, (sketch.lo, sketch.hi))
         self.batches[batch] = (min(low, sketch.lo), max(high, sketch.hi))
+
+    def add_channels(self, x: Tensor, operand: Operand) -> None:
+        """``x``: ``[examples, …]``, the operand's axis being its channels."""
+        axis = operand.axis % x.dim()
+        others = [a for a in range(1, x.dim()) if a != axis]
+        means = (x.mean(others) if others else x).double()
+        sums = torch.stack([means.sum(0), means.square().sum(0)])
+        if means.dim() != 2 or (
+            self.channel_sums is not None and self.channel_sums.shape != sums.shape
+        ):
+            return  # an axis that counts positions, of another length each time
+        self.examples += len(means)
+        self.channel_sums = sums if self.channel_sums is None else self.channel_sums + sums
 
     def add_positions(self, x: Tensor, operand: Operand) -> None:
         axis = position_axis(x, operand)
@@ -80,9 +96,14 @@ class Tally:
 
     def observation(self) -> Observation:
         ranges = np.array([self.batches[b] for b in sorted(self.batches)], dtype=np.float64)
+        channels = None
+        if self.channel_sums is not None:
+            mean, square = self.channel_sums / self.examples
+            channels = Channels(self.examples, mean, (square - mean.square()).clamp(min=0.0))
         return Observation(
             Sketch(self.counts, self.lo, self.hi),
             ranges.reshape(-1, 2),
+            channels,
             self.positions,
             tuple(self.growth),
         )
@@ -160,6 +181,7 @@ def observing(
         sketch = Sketch.of(x)
         for name in names:
             observer.tallies[name].add(sketch, batch)
+            observer.tallies[name].add_channels(x, operands[name])
             if positions:
                 observer.tallies[name].add_positions(x, operands[name])
 

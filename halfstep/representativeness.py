@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from halfstep.sketch import BINS, Sketch
+from halfstep.observation import Channels, Observation
+from halfstep.sketch import BINS
 
 GROUPS = 20
 """Groups of about equal mass that the distributions are compared over."""
@@ -18,6 +20,10 @@ OUTSIDE = 0.001
 BY_CHANCE = 10.0
 """Of n values from one distribution the next lies beyond the extremes with probability 2 / (n + 1);
 a warning needs five times that."""
+CHANNEL_SHIFTED = 0.5
+"""A standardized mean difference that Cohen (1988) calls of medium size."""
+CHANNEL_BY_CHANCE = 5.0
+"""Standard errors of that difference which the largest of many channels may reach by chance."""
 _FLOOR = 1e-6
 
 
@@ -35,10 +41,33 @@ class Drift:
     psi: float
     """Population stability index: ``sum (q - p) ln(q / p)`` over `GROUPS` groups of the calibrated
     distribution (p calibrated, q observed; shares floored at one in a million)."""
+    channel_shift: float
+    """Largest standardized mean difference (Cohen's d) of a channel, between the examples of both.
+    It sees what the values taken together hide: features that only some kinds of example have."""
+    allowed_channel_shift: float
+
+    @property
+    def worst(self) -> float:
+        """The furthest that one of the three measures is beyond what is allowed."""
+        return max(
+            self.outside / self.allowed,
+            self.psi / PSI_SHIFTED,
+            self.channel_shift / self.allowed_channel_shift,
+        )
 
     @property
     def shifted(self) -> bool:
-        return self.outside > self.allowed or self.psi > PSI_SHIFTED
+        return self.worst > 1.0
+
+    def __str__(self) -> str:
+        told = []
+        if self.outside > self.allowed:
+            told.append(f"{self.outside:.2%} outside the calibrated range")
+        if self.psi > PSI_SHIFTED:
+            told.append(f"PSI {self.psi:.2f}")
+        if self.channel_shift > self.allowed_channel_shift:
+            told.append(f"a channel's mean moved by {self.channel_shift:.2f} standard deviations")
+        return f"{self.site} ({', '.join(told)})" if told else self.site
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -47,12 +76,15 @@ class Drift:
             "allowed_outside_share": self.allowed,
             "amax_over_calibrated": self.excess,
             "psi": self.psi,
+            "channel_shift": self.channel_shift,
+            "allowed_channel_shift": self.allowed_channel_shift,
             "shifted": self.shifted,
         }
 
 
-def drift(site: str, calibrated: Sketch, observed: Sketch) -> Drift:
-    """Compares two sketches of one site."""
+def drift(site: str, calibration: Observation, selection: Observation) -> Drift:
+    """Compares two observations of one site."""
+    calibrated, observed = calibration.sketch, selection.sketch
     order = _by_value()
     p, q = calibrated.counts[order].astype(float), observed.counts[order].astype(float)
     used = np.flatnonzero(p)
@@ -76,7 +108,28 @@ def drift(site: str, calibrated: Sketch, observed: Sketch) -> Drift:
         allowed=max(OUTSIDE, BY_CHANCE / calibrated.total),
         excess=seen / largest if largest > 0 else float(seen > 0),
         psi=psi,
+        channel_shift=_channel_shift(calibration.channels, selection.channels),
+        allowed_channel_shift=_allowed_shift(calibration.channels, selection.channels),
     )
+
+
+def _channel_shift(one: Channels | None, other: Channels | None) -> float:
+    if one is None or other is None or len(one.mean) != len(other.mean):
+        return 0.0
+    spread = ((one.variance + other.variance) / 2).sqrt()
+    difference = (one.mean - other.mean).abs()
+    # Channels that never vary are judged by the range, not by a ratio of rounding errors.
+    varies = spread > 1e-6 * (one.mean.abs() + other.mean.abs())
+    if not bool(varies.any()):
+        return 0.0
+    return float((difference / spread.clamp(min=1e-300))[varies].max())
+
+
+def _allowed_shift(one: Channels | None, other: Channels | None) -> float:
+    if one is None or other is None:
+        return CHANNEL_SHIFTED
+    error = math.sqrt(1 / max(one.examples, 1) + 1 / max(other.examples, 1))
+    return max(CHANNEL_SHIFTED, CHANNEL_BY_CHANCE * error)
 
 
 def _by_value() -> np.ndarray:
@@ -85,12 +138,14 @@ def _by_value() -> np.ndarray:
     return np.concatenate([np.arange(BINS - 1, half - 1, -1), np.arange(half)])
 
 
-def drifts(calibrated: Mapping[str, Sketch], observed: Mapping[str, Sketch]) -> tuple[Drift, ...]:
+def drifts(
+    calibrated: Mapping[str, Observation], observed: Mapping[str, Observation]
+) -> tuple[Drift, ...]:
     """Every site that both saw, the most shifted first."""
     found = [
         drift(site, calibrated[site], observed[site]) for site in calibrated if site in observed
     ]
-    return tuple(sorted(found, key=lambda d: (-d.shifted, -d.outside, -d.psi)))
+    return tuple(sorted(found, key=lambda d: -d.worst))
 
 
 def warning(found: tuple[Drift, ...], split: str) -> str | None:
@@ -98,10 +153,7 @@ def warning(found: tuple[Drift, ...], split: str) -> str | None:
     shifted = [d for d in found if d.shifted]
     if not shifted:
         return None
-    worst = "; ".join(
-        f"{d.site} ({d.outside:.2%} outside the calibrated range, PSI {d.psi:.2f})"
-        for d in shifted[:3]
-    )
+    worst = "; ".join(str(d) for d in shifted[:3])
     return (
         f"calibration data does not represent {split}: {len(shifted)} of {len(found)} sites are "
         f"shifted, worst {worst}"

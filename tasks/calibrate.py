@@ -17,13 +17,12 @@ from halfstep.observation import Observation
 from halfstep.observe import calibrate, canonical
 from halfstep.representativeness import drifts, warning
 from halfstep.sites import ActivationSite
-from halfstep.sketch import Sketch
 from halfstep.treatments import Calibration, Treatments, needs_positions
 from tasks.evaluated import Evaluated, Progress, recorded
 from tasks.load import Loaded
 
 OBSERVATIONS = "observations.safetensors"
-SELECTION_SKETCHES = "sketches-selection.safetensors"
+SELECTION = "observations-selection.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +92,7 @@ def _commit(
     reference: Evaluated,
     started: float,
 ) -> Record:
-    path = reference.folder / spool.FILES / SELECTION_SKETCHES
-    selection = {
-        name: Sketch.from_tensors(tensors) for name, tensors in by_site(load_file(path)).items()
-    }
-    found = drifts({name: o.sketch for name, o in observations.items()}, selection)
+    found = drifts(observations, _read(reference.folder / spool.FILES / SELECTION))
     moved = sorted(observations, key=lambda name: -observations[name].moved)
     unsettled = {name: observations[name].moved for name in moved if not observations[name].settled}
     told = warning(found, "selection")
@@ -108,6 +103,7 @@ def _commit(
             "sites": len(found),
             "worst_psi": max((d.psi for d in found), default=0.0),
             "worst_outside": max((d.outside for d in found), default=0.0),
+            "worst_channel_shift": max((d.channel_shift for d in found), default=0.0),
         },
         "unsettled": unsettled,
         "notes": ([told] if told else []) + _unsettled_note(unsettled, len(observations)),
@@ -118,6 +114,7 @@ def _commit(
         "sites_unsettled": float(len(unsettled)),
         "worst_psi": max((d.psi for d in found), default=0.0),
         "worst_outside_share": max((d.outside for d in found), default=0.0),
+        "worst_channel_shift": max((d.channel_shift for d in found), default=0.0),
     }
     files = {
         OBSERVATIONS: encode.safetensors_bytes(

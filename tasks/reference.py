@@ -12,7 +12,7 @@ from halfstep.determinism import nondeterministic_operators
 from halfstep.errors import UserError
 from halfstep.observe import check_finite, observing
 from halfstep.resources import bit_operations, reference_bytes
-from tasks.calibrate import SELECTION_SKETCHES, calibrated_sites, flat
+from tasks.calibrate import SELECTION, calibrated_sites, flat
 from tasks.evaluated import Evaluated, Progress, finite, reuse
 from tasks.load import Loaded
 
@@ -50,11 +50,11 @@ def measure_reference(
         operators = nondeterministic_operators(loaded.subject.model, examples.inputs[:batch])
         detail |= {"deterministic": same, "nondeterministic_operators": list(operators)}
         metrics["repeat_identical"] = float(same)
-        sketches = {name: tally.observation().sketch for name, tally in observer.tallies.items()}
-        for name, sketch in sketches.items():
-            check_finite(name, sketch, "the selection data")
-        files[SELECTION_SKETCHES] = encode.safetensors_bytes(
-            flat({name: sketch.tensors() for name, sketch in sketches.items()})
+        seen = {name: tally.observation() for name, tally in observer.tallies.items()}
+        for name, observation in seen.items():
+            check_finite(name, observation.sketch, "the selection data")
+        files[SELECTION] = encode.safetensors_bytes(
+            flat({name: observation.tensors() for name, observation in seen.items()})
         )
     resources = {
         "weight_bytes": reference_bytes(loaded.model),

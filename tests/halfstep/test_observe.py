@@ -11,7 +11,8 @@ from torch import nn
 from halfstep.determinism import nondeterministic_operators
 from halfstep.digest import digest_rows, digest_tensors
 from halfstep.observation import Observation, bulk
-from halfstep.observe import BATCH, calibrate, canonical, observing
+from halfstep.observe import BATCH, Tally, calibrate, canonical, observing
+from halfstep.operators import Operand
 from halfstep.representativeness import drift, drifts, warning
 from halfstep.sites import discover
 from halfstep.sketch import Sketch
@@ -142,6 +143,14 @@ def test_bulk_is_a_quantile_of_the_magnitude():
     assert bulk(Sketch.of(x).counts) == pytest.approx(exact, rel=0.01)
 
 
+def of(x, operand=None):
+    tally = Tally()
+    tally.add(Sketch.of(x), 0)
+    if operand is not None:
+        tally.add_channels(x, operand)
+    return tally.observation()
+
+
 def slow_psi(calibrated, other, groups=20):
     """From the raw values: borders at the calibrated quantiles."""
     edges = np.quantile(calibrated, np.linspace(0, 1, groups + 1))
@@ -155,7 +164,7 @@ def slow_psi(calibrated, other, groups=20):
 def test_psi_equals_that_of_the_raw_values(shift, scale):
     one = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
     other = (np.random.default_rng(1).normal(size=200_000) * scale + shift).astype(np.float32)
-    found = drift("site", *(Sketch.of(torch.from_numpy(v)) for v in (one, other)))
+    found = drift("site", *(of(torch.from_numpy(v)) for v in (one, other)))
     assert found.psi == pytest.approx(slow_psi(one, other), rel=0.1, abs=0.002)
     outside = ((other < one.min()) | (other > one.max())).mean()
     assert found.outside == pytest.approx(outside, abs=1e-3)
@@ -164,7 +173,7 @@ def test_psi_equals_that_of_the_raw_values(shift, scale):
 
 def test_data_that_looks_alike_gives_no_warning_and_shifted_data_names_the_worst():
     def sketch(seed, scale=1.0):
-        return Sketch.of(torch.randn(50_000, generator=torch.Generator().manual_seed(seed)) * scale)
+        return of(torch.randn(50_000, generator=torch.Generator().manual_seed(seed)) * scale)
 
     calibrated = {"a": sketch(0), "b": sketch(1), "c": sketch(2)}
     alike = drifts(calibrated, {"a": sketch(3), "b": sketch(4), "c": sketch(5)})
@@ -177,11 +186,32 @@ def test_data_that_looks_alike_gives_no_warning_and_shifted_data_names_the_worst
     assert told.index("b (") < told.index("c (")
 
 
+@pytest.mark.parametrize("shape", [(400, 8), (400, 6, 8), (400, 8, 3, 3)])
+def test_a_channel_that_only_some_examples_use_is_seen(shape):
+    """The values taken together look alike: one channel rises where another one falls."""
+    generator = torch.Generator().manual_seed(0)
+    operand = Operand("input", -3, True) if len(shape) == 4 else Operand("input", -1)
+    one, alike, other = (torch.randn(shape, generator=generator) for _ in range(3))
+    channels = other.movedim(1 if len(shape) == 4 else -1, 0)
+    channels[2] += 1.0
+    channels[3] -= 1.0
+    calm, moved = (drift("site", of(one, operand), of(x, operand)) for x in (alike, other))
+    assert not calm.shifted
+    assert moved.shifted
+    assert moved.psi < 0.25
+    axis = 1 if len(shape) == 4 else len(shape) - 1
+    means = [x.mean([a for a in range(1, x.dim()) if a != axis]) if x.dim() > 2 else x
+             for x in (one, other)]  # fmt: skip
+    spread = ((means[0].var(0, correction=0) + means[1].var(0, correction=0)) / 2).sqrt()
+    expected = ((means[0].mean(0) - means[1].mean(0)).abs() / spread).max()
+    assert moved.channel_shift == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_values_of_few_levels_have_a_stability_index_too():
     pixels = torch.arange(17).repeat(100) / 16
-    same = drift("site", Sketch.of(pixels), Sketch.of(pixels))
+    same = drift("site", of(pixels), of(pixels))
     assert (same.psi, same.outside) == (0.0, 0.0)
-    dark = drift("site", Sketch.of(pixels), Sketch.of(torch.zeros(1000)))
+    dark = drift("site", of(pixels), of(torch.zeros(1000)))
     assert dark.psi > 1
 
 
