@@ -1,4 +1,4 @@
-# make sweep | test | ui | bench: each installs what it needs, once.
+# make sweep | test | ui | bench | bench-numerics: each installs what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CONFIG ?= configs/digits.yaml
 STORE ?= mlruns
 PORT ?= 5000
 
-.PHONY: sweep test ui bench venv dev format clean
+.PHONY: sweep test ui bench bench-numerics venv dev format clean
 
 sweep: venv
 	$(BIN)/halfstep sweep $(CONFIG) --store $(STORE)
@@ -24,6 +24,9 @@ ui: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks.sweep_over_floor
+
+bench-numerics: venv
+	$(BIN)/python -m benchmarks.numerics
 
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
