@@ -1,6 +1,6 @@
 """SQNR and size of every format on a Gaussian weight: the table of docs/numerics.md.
 
-    python -m benchmarks.formats
+python -m benchmarks.formats
 """
 
 from __future__ import annotations

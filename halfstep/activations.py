@@ -101,8 +101,9 @@ class TokenQuantizer:
         return fake_quantize(x, self.qparams_for(x))
 
     def qparams_for(self, x: Tensor) -> QParams:
-        whole = self.operand.whole_example
-        axes = list(range(1, x.dim())) if whole else [x.dim() + self.operand.axis]
+        axes = [self.operand.axis]
+        if self.operand.whole_example:
+            axes = [a - x.dim() for a in range(x.dim()) if a - x.dim() != self.operand.batch]
         return choose_qparams(self.format, x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
 
 
@@ -163,9 +164,10 @@ class TreatedActivation:
 def position_axis(x: Tensor, operand: Operand) -> int | None:
     """The axis that counts tokens, or None where the input has none: a convolution's whole example
     is one token, and the rows of a matrix ``[examples, features]`` are examples."""
-    if operand.whole_example or x.dim() < 3:
+    if operand.whole_example or operand.batch is None:
         return None
-    return x.dim() - 2 if operand.axis == -1 else x.dim() - 1
+    left = [a for a in range(-1, -x.dim() - 1, -1) if a not in (operand.axis, operand.batch)]
+    return x.dim() + left[0] if left else None
 
 
 def quantizer(operand: Operand, observation: Observation | None, spec: Spec) -> ActivationQuantizer:

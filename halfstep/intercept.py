@@ -178,7 +178,7 @@ class Interception(TorchFunctionMode):
                     continue
                 alone = bool(weight) or argument.operand.role == "input"
                 site = name if alone else f"{name}.{argument.operand.role}"
-                replaced = self.visit(site, argument.operand, x)
+                replaced = self.visit(site, argument.operand.of(x.dim()), x)
                 if replaced is x:
                     continue
                 if argument.index < len(args):

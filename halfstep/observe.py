@@ -63,14 +63,16 @@ class Tally:
         self.batches[batch] = (min(low, sketch.lo), max(high, sketch.hi))
 
     def add_channels(self, x: Tensor, operand: Operand) -> None:
-        """``x``: ``[examples, …]``, the operand's axis being its channels."""
-        axis = operand.axis % x.dim()
-        others = [a for a in range(1, x.dim()) if a != axis]
+        """Each example's mean over everything but the operand's axis, its channels."""
+        if operand.batch is None:
+            return
+        kept = (operand.batch, operand.axis)
+        others = [a for a in range(-x.dim(), 0) if a not in kept]
         means = (x.mean(others) if others else x).double()
+        if operand.axis < operand.batch:
+            means = means.T
         sums = torch.stack([means.sum(0), means.square().sum(0)])
-        if means.dim() != 2 or (
-            self.channel_sums is not None and self.channel_sums.shape != sums.shape
-        ):
+        if self.channel_sums is not None and self.channel_sums.shape != sums.shape:
             return  # an axis that counts positions, of another length each time
         self.examples += len(means)
         self.channel_sums = sums if self.channel_sums is None else self.channel_sums + sums

@@ -6,8 +6,9 @@ Everything that halfstep quantizes enters one of these. Whether a layer calls th
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ class Operand:
     """The axis that is summed over, counted from the end; a convolution's channels."""
     whole_example: bool = False
     """True where one accumulator runs over space too: a convolution's input."""
+    batch: int | None = None
+    """The axis that counts examples, from the end, once discovery has seen it; None where no axis
+    grows with the batch."""
+
+    def of(self, dimensions: int) -> Operand:
+        """Itself, or for a vector in place of a matrix the same along its only axis."""
+        return self if -self.axis <= dimensions else replace(self, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -136,12 +144,20 @@ def einsum_arguments(equation: str, shapes: Sequence[Sequence[int]]) -> list[Arg
     Labels of an operand that the result lacks are summed over; where several are, the last of them
     is taken as the operand's axis.
     """
-    text = equation.replace(" ", "")
-    if len(shapes) != 2 or "." in text or "->" not in text:
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(shapes) != 2 or len(terms) != 2:
         return None
-    left, result = text.split("->")
+    if not arrow:  # by convention the labels that occur once, in alphabetic order
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        result = ("..." if "..." in left else "") + "".join(once)
+    unused = "".join(sorted(set(string.ascii_letters) - set(left + result)))
+    terms = [
+        _spelled_out(term, len(shape), unused) for term, shape in zip(terms, shapes, strict=True)
+    ]
+    result = result.replace("...", unused)
     found = []
-    for index, (labels, role) in enumerate(zip(left.split(","), ("left", "right"), strict=True)):
+    for index, (labels, role) in enumerate(zip(terms, ("left", "right"), strict=True)):
         summed = [i for i, label in enumerate(labels) if label not in result]
         if not summed or len(set(labels)) != len(labels):
             return None
@@ -151,11 +167,17 @@ def einsum_arguments(equation: str, shapes: Sequence[Sequence[int]]) -> list[Arg
     return found
 
 
+def _spelled_out(term: str, dimensions: int, unused: str) -> str:
+    """An ellipsis as labels of their own, the last ones where two operands have several."""
+    hidden = dimensions - len(term.replace("...", ""))
+    return term.replace("...", unused[len(unused) - hidden :])
+
+
 def _because(reason: str, *names: str) -> dict[str, str]:
     return dict.fromkeys(names, reason)
 
 
-ARITHMETIC: Mapping[str, str] = {
+ARITHMETIC: dict[str, str] = {
     **_because(
         "an addition: both sides would need one scale",
         *("add", "add_", "__add__", "__radd__", "__iadd__"),
@@ -183,3 +205,17 @@ ARITHMETIC: Mapping[str, str] = {
     ),
 }
 """Arithmetic that stays at full precision, and why; listed where a model's own code calls it."""
+
+UNKNOWN_PRODUCT = "a product by a function that halfstep does not quantize"
+OTHER_PRODUCTS: dict[str, str] = {
+    **_because(
+        UNKNOWN_PRODUCT,
+        *("mv", "addmv", "dot", "vdot", "inner", "outer", "tensordot", "bilinear", "cdist"),
+        *("addbmm", "chain_matmul", "multi_dot", "kron", "addr", "ger", "einsum"),
+    ),
+    **_because(
+        "packed sequences: the weights are quantized, what they meet is not",
+        *("lstm", "gru", "rnn_tanh", "rnn_relu"),
+    ),
+}
+"""Products that are not sites, and why; listed wherever they occur."""

@@ -143,7 +143,9 @@ def drifts(
 ) -> tuple[Drift, ...]:
     """Every site that both saw, the most shifted first."""
     found = [
-        drift(site, calibrated[site], observed[site]) for site in calibrated if site in observed
+        drift(site, calibrated[site], observed[site])
+        for site in calibrated
+        if site in observed and observed[site].sketch.total > 0
     ]
     return tuple(sorted(found, key=lambda d: -d.worst))
 

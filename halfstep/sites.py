@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from halfstep.intercept import Interception
 from halfstep.layout import Layout
-from halfstep.operators import ARITHMETIC, Operand
+from halfstep.operators import ARITHMETIC, OTHER_PRODUCTS, UNKNOWN_PRODUCT, Operand
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class _Survey(Interception):
         self.operations: dict[str, _Seen] = {}
         self.weights: dict[str, tuple[str, Layout]] = {}
         self.activations: dict[str, tuple[Operand, str]] = {}
+        self.shapes: dict[str, torch.Size] = {}
         self.others: dict[tuple[str, str], list[int]] = {}
         self.notes: list[str] = []
         self._counter = counter
@@ -131,6 +132,7 @@ class _Survey(Interception):
         first = next((name for tensor, name in self._kept if tensor is x), site)
         self._kept.append((x, site))
         self.activations.setdefault(site, (operand, first))
+        self.shapes.setdefault(site, x.shape)
         seen = self.operations[self._running[-1]]
         seen.reduction = max(seen.reduction, x.shape[operand.axis])
         if site not in seen.activations:
@@ -166,7 +168,7 @@ class _Survey(Interception):
         macs = (self._counter.get_total_flops() - before) // 2
         name = getattr(func, "__name__", str(func))
         arithmetic = name in ARITHMETIC and self.scope not in self._leaves
-        if macs or arithmetic:
+        if macs or arithmetic or name in OTHER_PRODUCTS:
             tally = self.others.setdefault((self.scope, name), [0, 0])
             tally[0] += 1
             tally[1] += macs
@@ -202,6 +204,26 @@ def whole_layout(layout: Layout, view: Tensor, parameter: Tensor) -> Layout | No
     return Layout(tuple(parameter.shape), tuple(sorted(rows)))
 
 
+def _batch_axes(
+    model: nn.Module, example: Tensor, shapes: dict[str, torch.Size]
+) -> dict[str, int | None]:
+    """For each activation the axis, from the end, that grows with the batch: two examples are run,
+    and their shapes compared with those of one."""
+    axes: dict[str, int | None] = dict.fromkeys(shapes)
+
+    def visit(site: str, operand: Operand, x: Tensor) -> Tensor:
+        one = shapes.get(site)
+        if one is not None and len(one) == x.dim():
+            grown = [i - x.dim() for i, size in enumerate(x.shape) if size != one[i]]
+            axes[site] = grown[0] if grown else None
+        return x
+
+    mode = Interception(visit, alters=False)
+    with torch.no_grad(), mode.over(model, every=True):
+        model(torch.cat([example, example]))
+    return axes
+
+
 def discover(model: nn.Module, example: Tensor) -> Sites:
     """Finds every site by running one example.
 
@@ -229,12 +251,13 @@ def discover(model: nn.Module, example: Tensor) -> Sites:
         for name, (site, layout) in survey.weights.items()
     )  # fmt: skip
     known = {site.name for site in weights}
+    batches = _batch_axes(model, example, survey.shapes)
     owners = {s: o for o in survey.operations.values() for s in o.activations}
     activations = tuple(
         ActivationSite(
             name,
             owners[name].kind,
-            operand,
+            replace(operand, batch=batches[name]),
             owners[name].weight if owners[name].weight in known else None,
             first,
         )
@@ -245,8 +268,9 @@ def discover(model: nn.Module, example: Tensor) -> Sites:
                   tuple(o.activations), o.macs, o.reduction)
         for name, o in survey.operations.items()
     )  # fmt: skip
+    reasons = ARITHMETIC | OTHER_PRODUCTS
     elsewhere = [
-        Elsewhere(scope, name, calls, macs, ARITHMETIC.get(name, UNKNOWN_PRODUCT))
+        Elsewhere(scope, name, calls, macs, reasons.get(name, UNKNOWN_PRODUCT))
         for (scope, name), (calls, macs) in survey.others.items()
     ]
     missing = total - sum(o.macs for o in operations) - sum(e.macs for e in elsewhere)
@@ -255,7 +279,6 @@ def discover(model: nn.Module, example: Tensor) -> Sites:
     return Sites(weights, activations, operations, tuple(elsewhere), tuple(survey.notes))
 
 
-UNKNOWN_PRODUCT = "a product by a function that halfstep does not quantize"
 UNSEEN = "products that never pass through torch's Python functions (scripted or compiled code)"
 
 

@@ -68,7 +68,7 @@ class Treatments:
         rewrites = _rewrites(scheme)
         rewrite = self._rewrite(rewrites)
         weights: dict[str, QuantizedWeight] = {}
-        parameters: dict[str, Tensor] = dict(rewrite.parameters)
+        parameters = self._spread(rewrite.parameters)
         notes = list(rewrite.notes)
         for site in self._sites.weights:
             spec = scheme.weight_spec(site, self._sites)
@@ -101,7 +101,8 @@ class Treatments:
         found = [self._certified_weight(name, w) for name, w in treatment.weights.items()]
         keys = {name: id(t) for name, t in treatment.activations.items() if t.quantizer is not None}
         if not all(key in self._certificates for key in keys.values()):
-            plain = replace(treatment, parameters=self._rewrite(_rewrites(scheme)).parameters)
+            rewrite = self._rewrite(_rewrites(scheme))
+            plain = replace(treatment, parameters=self._spread(rewrite.parameters))
             for certificate in certify_activations(self._model, plain, self._examples):
                 self._certificates[keys[certificate.site]] = certificate
         found += [self._certificates[key] for key in keys.values() if key in self._certificates]
@@ -147,10 +148,11 @@ class Treatments:
                 for site in self._sites.activations
                 if site.name in rewrite.divisors
             }
+            known = self._calibration.observations
             with exchanged(self._model, self._spread(rewrite.parameters)):
                 self._observed[corrections] = calibrate(
                     self._model,
-                    self._sites.activations,
+                    [site for site in self._sites.activations if site.name in known],
                     self._calibration.batches(),
                     treated=divided,
                     positions=self._calibration.positions,

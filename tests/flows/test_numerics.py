@@ -5,7 +5,9 @@ import csv
 import io
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
 
 from flows.conduct import conduct
 from flows.config import read_plan
@@ -144,3 +146,33 @@ def _calibration_run(store, result):
     return client.search_runs([result["experiment_id"]], f"tags.halfstep.key = '{key}'")[
         0
     ].info.run_id
+
+
+def test_the_batch_size_of_the_evaluation_moves_no_bit_of_a_range(tiny, store, tmp_path):
+    found = []
+    for size in (64, 7):
+
+        def change(config, size=size):
+            attentive(ONE)(config)
+            config["compute"] = {"batch_size": size}
+
+        result = sweep(tiny(change), store)
+        client = MlflowClient(store.tracking_uri)
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        path = client.download_artifacts(
+            result["cells"][0]["run_id"], "qparams.safetensors", str(folder)
+        )
+        found.append(load_file(path))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_rerunning_with_corrections_runs_nothing_and_a_wider_matrix_only_what_is_new(tiny, store):
+    sweep(tiny(attentive(MATRIX)), store)
+    again = sweep(tiny(attentive(MATRIX)), store)
+    assert again["reused"]
+    wider = MATRIX | {"corrections": [*MATRIX["corrections"], "gptq"]}
+    result = sweep(tiny(attentive(wider)), store)
+    assert result["cells_reused"] == 4
+    assert len(result["cells"]) == 6

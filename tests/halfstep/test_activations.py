@@ -21,9 +21,10 @@ from halfstep.quantize import fake_quantize
 from halfstep.scheme import Spec
 from halfstep.sketch import Sketch
 
-LAST = Operand("input", -1)
-COLUMNS = Operand("right", -2)
-IMAGE = Operand("input", -3, whole_example=True)
+LAST = Operand("input", -1, batch=-3)
+ROWS = Operand("input", -1, batch=-2)
+COLUMNS = Operand("right", -2, batch=-3)
+IMAGE = Operand("input", -3, whole_example=True, batch=-4)
 
 
 def random(*shape, seed=0):
@@ -130,12 +131,12 @@ def test_positions_beyond_those_seen_take_the_widest_range():
 
 
 def test_inputs_without_an_axis_of_tokens_have_one_position():
-    assert position_axis(random(4, 8), LAST) is None
+    assert position_axis(random(4, 8), ROWS) is None
     assert position_axis(random(2, 3, 4, 4), IMAGE) is None
     assert position_axis(random(2, 3, 4), LAST) == 1
     assert position_axis(random(2, 3, 4), COLUMNS) == 2
     quantize = quantizer(
-        LAST, observed([random(4, 8)], LAST), Spec(FORMATS["int8"], PerPosition(), "minmax")
+        ROWS, observed([random(4, 8)], ROWS), Spec(FORMATS["int8"], PerPosition(), "minmax")
     )
     assert "one position" in quantize.notes[0]
 

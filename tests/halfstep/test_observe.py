@@ -190,7 +190,7 @@ def test_data_that_looks_alike_gives_no_warning_and_shifted_data_names_the_worst
 def test_a_channel_that_only_some_examples_use_is_seen(shape):
     """The values taken together look alike: one channel rises where another one falls."""
     generator = torch.Generator().manual_seed(0)
-    operand = Operand("input", -3, True) if len(shape) == 4 else Operand("input", -1)
+    operand = Operand("input", -3 if len(shape) == 4 else -1, batch=-len(shape))
     one, alike, other = (torch.randn(shape, generator=generator) for _ in range(3))
     channels = other.movedim(1 if len(shape) == 4 else -1, 0)
     channels[2] += 1.0
