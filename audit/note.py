@@ -31,7 +31,11 @@ def sweep_note(result: Mapping[str, Any]) -> str:
             *[f"- {f['verdict']}: {f['reason']}" for f in result["confirmation"]["findings"]],
             "",
         ]
-    lines += [f"> {note}\n" for note in result["calibration"]["notes"]]
+    exceptions = [*result["overrides"], *(f"{p}: skipped" for p in result["skipped"])]
+    if exceptions:
+        lines += ["**Sites treated otherwise**", "", *[f"- {e}" for e in exceptions], ""]
+    notes = [*result["calibration"]["notes"], *determinism_notes(result)]
+    lines += [f"> {note}\n" for note in notes]
     lines += [
         f"**Matrix**: {len(result['cells'])} cells, "
         + ", ".join(f"{n} {v}" for v, n in counts.items())
@@ -51,6 +55,17 @@ def sweep_note(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def determinism_notes(result: Mapping[str, Any]) -> list[str]:
+    """What may come out otherwise the next time."""
+    notes = [
+        f"operator {name} has no deterministic implementation here"
+        for name in result["nondeterministic_operators"]
+    ]
+    if not result["deterministic"]:
+        notes.insert(0, "the reference gave different outcomes when it was evaluated twice")
+    return notes
+
+
 def cell_note(cell: Mapping[str, Any]) -> str:
     """A child run: its verdict with the reasons."""
     lines = [f"# {MARKS[cell['verdict']]}", "", *[f"- {reason}" for reason in cell["reasons"]], ""]
@@ -60,8 +75,11 @@ def cell_note(cell: Mapping[str, Any]) -> str:
             f"Certificate: {'every bound holds' if certificate['holds'] else 'A BOUND IS BROKEN'} "
             f"over {certificate['elements']:,} values at {certificate['sites']} places; the "
             f"largest in-range error is {certificate['error_over_bound']:.3f} of its bound; "
-            f"{certificate['clipped_share']:.2%} clipped."
-        )
+            f"{certificate['clipped_share']:.2%} clipped"
+            + (", which the format's scale rule does by design." if certificate["clips_by_design"]
+               else ".")
+            + f" Checked: {', '.join(certificate['of'])}."
+        )  # fmt: skip
     if coverage:
         lines.append(
             f"Coverage: {coverage['macs']:.1%} of multiply-accumulates, "

@@ -75,7 +75,7 @@ def error_against_bound(certificates: Sequence[Mapping[str, str]], cell: str) ->
                 range(len(rows)), [float(r["error_over_bound"]) for r in rows],
                 c=colour, marker=shape, s=45, label=target,
             )  # fmt: skip
-    axes.axhline(1.0, color="black", lw=1.2, label="bound (half a step)")
+    axes.axhline(1.0, color="black", lw=1.2, label="bound")
     axes.set_ylim(0, 1.15)
     axes.set_xlabel("site, in order of the model")
     axes.set_ylabel("largest in-range error / bound")

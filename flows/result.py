@@ -45,6 +45,8 @@ def result_json(
             for name, examples in loaded.splits.items()
         },
         "criteria": decided["criteria"],
+        "overrides": [str(override) for override in plan.overrides],
+        "skipped": list(plan.skip),
         "reference": {
             split: {
                 "key": done.record.key,

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from audit.note import criterion_text
+from audit.note import criterion_text, determinism_notes
 from audit.store import Store
 from flows.progress import Reporter, reporting
 
@@ -49,6 +49,10 @@ def print_sweep(result: Mapping[str, Any], store: Store) -> None:
         f"{result['name']} · sweep {result['sweep_id']} · reference {headline} "
         f"{reference[headline]:.4f} on {result['splits']['selection']['examples']} examples"
     )
+    for override in result["overrides"]:
+        _say(f"override: {override}")
+    for pattern in result["skipped"]:
+        _say(f"skipped: {pattern}")
     base = reference["weight_bytes"]
     rows = [
         [
@@ -94,14 +98,9 @@ def _notes(result: Mapping[str, Any]) -> None:
     for cell in result["cells"]:
         for note in cell["notes"]:
             counted[note] = counted.get(note, 0) + 1
-    notes = [*result["batch_norm"]["notes"], *result["calibration"]["notes"]]
-    notes += [
-        f"operator {operator} has no deterministic implementation here"
-        for operator in result["nondeterministic_operators"]
-    ]
+    notes = determinism_notes(result)
+    notes += [*result["calibration"]["notes"], *result["batch_norm"]["notes"]]
     notes += [f"{note} ({n} cells)" for note, n in counted.items()]
-    if not result["deterministic"]:
-        notes.insert(0, "the reference gave different outcomes when it was evaluated twice")
     for note in notes[:12]:
         _say(f"note: {note}")
     if len(notes) > 12:

@@ -156,8 +156,15 @@ def certify_activations(model: nn.Module, treatment: Treatment, x: Tensor) -> li
         x = treated.divided(x)
         if treated.quantizer is not None and site not in found:
             quantizer = treated.quantizer
+            of = "activation" if treated.divisor is None else "scaled activation"
             found[site] = certify(
-                site, "activation", x, quantizer(x), quantizer.qparams_for(x), quantizer.notes
+                site,
+                "activation",
+                x,
+                quantizer(x),
+                quantizer.qparams_for(x),
+                quantizer.notes,
+                of=of,
             )
         return x
 

@@ -26,6 +26,9 @@ class Certificate:
     site: str
     target: str
     """``weight`` or ``activation``."""
+    of: str
+    """What was rounded: ``weight``, or the ``scaled`` or ``compensated`` weight that a correction
+    made of it; ``activation``, or the ``scaled activation``."""
     format: str
     elements: int
     error_over_bound: float
@@ -40,6 +43,8 @@ class Certificate:
     """Largest distance of a clipped value from the end of the range."""
     bound_in_gaps: float
     """Half a gap; one where the rounding was learned."""
+    clips_by_design: bool
+    """True where the format's scale rule may leave large values out of range."""
     sqnr_db: float | None
     """Signal over quantization noise; None where the noise is zero."""
     notes: tuple[str, ...] = ()
@@ -67,6 +72,7 @@ def certify(
     notes: tuple[str, ...] = (),
     *,
     gaps: float = 0.5,
+    of: str = "",
 ) -> Certificate:
     """Checks every element against its bound, in float64.
 
@@ -78,6 +84,7 @@ def certify(
         x: what was rounded, float32.
         gaps: the bound in gaps of the grid; 1 where the rounding was learned, and a value may go
             to either neighbour.
+        of: what ``x`` is, where it is not the plain target.
 
     Raises:
         BoundViolated: an in-range element moved further than its bound.
@@ -98,6 +105,7 @@ def certify(
     certificate = Certificate(
         site=site,
         target=target,
+        of=of or target,
         format=fmt.name,
         elements=x.numel(),
         error_over_bound=float(ratio.max()),
@@ -107,6 +115,7 @@ def certify(
         clipped=int((~in_range).sum()),
         clip_excess=float(torch.where(in_range, 0.0, beyond * scale).max()),
         bound_in_gaps=gaps,
+        clips_by_design=fmt.clips,
         sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
         notes=notes,
     )

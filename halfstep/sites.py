@@ -94,11 +94,6 @@ class Sites:
         return (named[0], named[-1]) if named else ("", "")
 
 
-def base(name: str) -> str:
-    """The name without its use: ``fc#2`` is a use of ``fc``."""
-    return name.split("#")[0]
-
-
 def matches(name: str, pattern: str) -> bool:
     """Shell style (``head*``); a pattern that names an operation matches all its uses and
     operands."""

@@ -182,6 +182,7 @@ class Treatments:
                 site.layout,
                 own,
                 rewrite.moments(site, moments) if moments is not None else None,
+                rewritten=site.parameters[0] in rewrite.parameters,
             )
         return self._weights[key]
 
@@ -245,6 +246,7 @@ class Treatments:
                 weight.broadcast(),
                 weight.notes,
                 gaps=weight.gaps,
+                of=weight.of,
             )
         return self._certificates[id(weight)]
 

@@ -40,6 +40,8 @@ class QuantizedWeight:
     """On the granularity's grid over the matrix."""
     target: Tensor
     """What was rounded: the weight, scaled or compensated where a correction did so."""
+    of: str
+    """What the target is, in words."""
     rounded: Tensor
     """The grid points that stand for it, dequantized."""
     values: Tensor
@@ -84,16 +86,20 @@ def quantize_weight(
     layout: Layout | None = None,
     corrections: tuple[Correction, ...] = (),
     moments: Moments | None = None,
+    *,
+    rewritten: bool = False,
 ) -> QuantizedWeight:
     """Calibrates, corrects and quantizes one weight (float32, finite).
 
     Args:
         layout: how the weight becomes a matrix; its first axis counts outputs by default.
         corrections: of stages ``scale`` and ``rounding``; they need ``moments``.
+        rewritten: true where ``weight`` is what a rewrite made of the model's own.
     """
     layout = layout or rows_of(weight.shape, (0,))
     matrix = layout.matrix(weight).contiguous()
     notes: list[str] = []
+    changes = ["scaled"] if rewritten else []
     scaling: Tensor | None = None
     target = matrix
     used = [c for c in corrections if isinstance(c, Awq | Gptq | AdaRound)]
@@ -109,6 +115,7 @@ def quantize_weight(
             moments = moments.divided(factors)
             scaling = spread_over_rows(factors, matrix)
             target = matrix * scaling
+            changes.append("scaled")
             notes.append(f"awq chose alpha {alpha:g}")
     qparams, broadcast, chosen_notes = _chosen(target, spec)
     notes += chosen_notes
@@ -119,6 +126,7 @@ def quantize_weight(
             assert moments is not None
             rounded, target = _by_group(correction, target, broadcast, moments)
             gaps = 0.5 if isinstance(correction, Gptq) else 1.0
+            changes += ["compensated"] if isinstance(correction, Gptq) else []
     values = rounded if scaling is None else rounded / scaling
     errors = None
     if used:
@@ -128,6 +136,7 @@ def quantize_weight(
         spec,
         qparams,
         target,
+        " ".join([*dict.fromkeys(changes), "weight"]),
         rounded,
         layout.weight(values, weight.shape).contiguous(),
         gaps,

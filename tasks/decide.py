@@ -23,7 +23,7 @@ LIMITS = (
     "Simulated numerics: values are rounded as the format rounds them; a deployed kernel may order "
     "its sums differently.",
     "A verdict holds for data like the selection and confirmation splits, and for nothing else.",
-    "Residual adds, norms, activations functions and biases stay at full precision.",
+    "Residual adds, norms, activation functions and biases stay at full precision.",
 )
 
 

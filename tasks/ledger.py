@@ -23,6 +23,9 @@ def certificate_summary(certificates: tuple[Certificate, ...]) -> dict[str, obje
         "elements": elements,
         "error_over_bound": max(c.error_over_bound for c in certificates),
         "clipped_share": sum(c.clipped for c in certificates) / elements,
+        "clips_by_design": any(c.clips_by_design for c in certificates),
+        "bound_in_gaps": max(c.bound_in_gaps for c in certificates),
+        "of": sorted({c.of for c in certificates}),
         "worst_sqnr_db": min(
             (c.sqnr_db for c in certificates if c.sqnr_db is not None), default=None
         ),

@@ -64,7 +64,10 @@ def test_a_transformer_is_swept_with_corrections_and_overrides(tiny, store, tmp_
     for row in corrected:
         after = float(row["relative_output_error_corrected"])
         assert after <= float(row["relative_output_error_nearest"]) * 1.05
-    run = MlflowClient(store.tracking_uri).get_run(cell["run_id"])
+    client = MlflowClient(store.tracking_uri)
+    note = client.get_run(result["run_id"]).data.tags["mlflow.note.content"]
+    assert "first, last: W int8 per_channel minmax" in note
+    run = client.get_run(cell["run_id"])
     assert run.data.params["corrections"] == "smoothquant + gptq + bias_correction"
     assert run.data.params["overrides"] == "first, last: W int8 per_channel minmax"
     assert run.data.metrics["bits_per_weight"] == cell["bits_per_weight"]

@@ -129,6 +129,7 @@ def test_the_certificate_counts_what_the_scale_rule_clips(fmt):
     qparams = qparams_of(fmt, x)
     found = certify("site", "weight", x, fake_quantize(x, qparams), qparams)
     assert found.holds
+    assert found.clips_by_design == fmt.clips
     if fmt.clips:
         assert found.clipped > 0
         assert found.clip_excess > 0

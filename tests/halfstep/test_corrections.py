@@ -391,6 +391,7 @@ def test_a_grouped_convolution_is_corrected_group_by_group():
     done = treatments.for_scheme(scheme("gptq", "int3")).weights["0"]
     before, after = done.output_error
     assert after < before
+    assert done.of == "compensated weight"
     qparams = done.broadcast()
     own = type(qparams)(qparams.format, qparams.scale[3:], qparams.zero_point[3:])
     alone, _ = Gptq().round(model[0].weight.detach().flatten(1)[3:], own, moments.gram[1])

@@ -265,6 +265,7 @@ def test_attention_written_out_equals_torchs(mask, grouped):
     )
     kept = random(5, 7, seed=3) > -0.5
     kept[:, 0] = True
+    kept[2] = False  # a padded query may look at nothing
     options = {
         None: {},
         "bool": {"attn_mask": kept},
