@@ -256,7 +256,27 @@ def test_the_resolved_config_writes_every_default_out(tiny):
     assert yaml.safe_load(yaml.safe_dump(resolved)) == resolved
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
-def test_shipped_configs_are_valid(name, request):
-    path = request.config.rootpath / "configs" / f"{name}.yaml"
-    assert len(read_plan(path).schemes) == 24
+SHIPPED = {
+    "digits": 24,
+    "digits-corrections": 8,
+    "digits-unrepresentative": 8,
+    "fashion-mnist": 24,
+    "fashion-mnist-corrections": 12,
+}
+
+
+def test_every_shipped_config_is_valid(request):
+    folder = request.config.rootpath / "configs"
+    found = {path.stem: len(read_plan(path).schemes) for path in folder.glob("*.yaml")}
+    assert found == SHIPPED
+
+
+def test_the_unrepresentative_config_differs_in_its_calibration_data_alone(request):
+    folder = request.config.rootpath / "configs"
+    one, other = (
+        read_plan(folder / f"digits-{name}.yaml").to_json()
+        for name in ("corrections", "unrepresentative")
+    )
+    assert other["tasks"][0]["splits"]["calibration"].pop("targets") == [0, 1, 2, 3, 4]
+    other["name"] = one["name"]
+    assert one == other
