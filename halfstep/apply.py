@@ -147,28 +147,34 @@ def certify_activations(model: nn.Module, treatment: Treatment, x: Tensor) -> li
     The activations are those of the treated parameters' model at full precision: each is what a
     correction makes of it, before it is quantized, so the certificate is about the quantizer alone.
     """
-    found: dict[str, Certificate] = {}
+    seen: dict[str, list[Tensor]] = {}
 
-    def check(site: str, operand: Operand, x: Tensor) -> Tensor:
+    def collect(site: str, operand: Operand, x: Tensor) -> Tensor:
         treated = treatment.activations.get(site)
         if treated is None:
             return x
         x = treated.divided(x)
-        if treated.quantizer is not None and site not in found:
-            quantizer = treated.quantizer
-            of = "activation" if treated.divisor is None else "scaled activation"
-            found[site] = certify(
-                site,
-                "activation",
-                x,
-                quantizer(x),
-                quantizer.qparams_for(x),
-                quantizer.notes,
-                of=of,
-            )
+        if treated.quantizer is not None:
+            seen.setdefault(site, []).append(x.detach().clone())
         return x
 
-    mode = Interception(check, alters=True)
+    mode = Interception(collect, alters=True)
     with torch.no_grad(), exchanged(model, treatment.parameters), mode.over(model):
         model(x)
-    return list(found.values())
+    return [_certified(site, treatment.activations[site], xs) for site, xs in seen.items()]
+
+
+def _certified(site: str, treated: TreatedActivation, xs: list[Tensor]) -> Certificate:
+    """One certificate over everything that entered a site: a recurrent one is entered each step."""
+    assert treated.quantizer is not None
+    x = xs[0] if len(xs) == 1 else torch.cat(xs)
+    quantizer = treated.quantizer
+    return certify(
+        site,
+        "activation",
+        x,
+        quantizer(x),
+        quantizer.qparams_for(x),
+        quantizer.notes,
+        of="activation" if treated.divisor is None else "scaled activation",
+    )

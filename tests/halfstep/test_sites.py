@@ -240,6 +240,17 @@ def test_a_cell_in_a_loop_is_one_site_however_long_the_loop(cell):
     assert 0 < error < 0.1
 
 
+def test_a_hidden_state_is_certified_over_all_steps():
+    model, x = seeded(lambda: nn.LSTM(8, 6, batch_first=True)), random(4, 5, 8, seed=1)
+    sites = discover(model, x[:1])
+    observations = calibrate(model, sites.activations, [x])
+    treatments = Treatments(model, sites, Calibration(lambda: [x], 4, observations), x)
+    found = {(c.site, c.target): c for c in treatments.certificates(int8())}
+    hidden = found["weight_hh_l0", "activation"]
+    assert hidden.elements == 4 * 5 * 6
+    assert 0.5 < hidden.error_over_bound <= 1.0
+
+
 def test_a_packed_sequence_keeps_its_inputs_at_full_precision_and_says_so():
     def forward(m, x):
         packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5] * len(x)), batch_first=True)
