@@ -34,8 +34,9 @@ class Observed(Protocol):
         """Smallest value that at least ``share`` of the values (or of |values|) do not exceed."""
         ...
 
-    def points(self) -> tuple[Tensor, Tensor]:
-        """Values (float32) and their weights (float64), both ``[blocks, points]``."""
+    def points(self) -> tuple[Tensor, Tensor | None]:
+        """Values (float32) and their weights (float64), both ``[blocks, points]``; no weights where
+        each value counts once."""
         ...
 
     def histogram(self, bins: int) -> np.ndarray:
@@ -77,8 +78,8 @@ class Exact:
     def _ordered_magnitudes(self) -> Tensor:
         return self.blocks.abs().sort(dim=1).values
 
-    def points(self) -> tuple[Tensor, Tensor]:
-        return self.blocks, torch.ones(1, 1, dtype=torch.float64).expand(self.blocks.shape)
+    def points(self) -> tuple[Tensor, None]:
+        return self.blocks, None
 
     def histogram(self, bins: int) -> np.ndarray:
         magnitude = self.blocks.abs().double().numpy()

@@ -47,7 +47,7 @@ def mse_range(values, weights, low, high, fmt):
         bounds = (torch.tensor([low * factor], dtype=torch.float64),
                   torch.tensor([high * factor], dtype=torch.float64))  # fmt: skip
         approximation = fake_quantize(values, choose_qparams(fmt, *bounds))
-        return float(((approximation - values).square() * weights).sum())
+        return float(((approximation - values).square().double() * weights).sum())
 
     coarse = [2.0 ** (-k / 8) for k in range(97)]
     best = min(coarse, key=error)
