@@ -14,6 +14,7 @@ from torch import Tensor
 from halfstep.errors import UserError, allowed
 from halfstep.formats import Format
 from halfstep.observed import Observed
+from halfstep.range_search import RangeSearch
 
 HISTOGRAM_BINS = 2048
 ENTROPY_FIRST_CANDIDATE = 128
@@ -24,7 +25,6 @@ DEFAULT_POWER = 2.4
 """The norm that the published code of GPTQ searches its scales with."""
 TIE = 1e-12
 """Divergences (nats) this close are equal: what separates them is the order of float sums."""
-_CHUNK = 4_000_000  # elements of one temporary: bounds memory, not results
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,86 +104,18 @@ def least_error(observed: Observed, fmt: Format, *, power: float) -> Range:
     errors the larger range wins. The walk ends where clipping alone costs more than the best.
     """
     low, high = observed.extremes()
-    search = _Search(fmt, power, *observed.points(), low, high)
+    search = RangeSearch(fmt, power, *observed.points(), low, high)
     for binade in torch.split(torch.logspace(0, -12, 97, base=2.0, dtype=torch.float64), 8):
         if not search.could_still_win(binade[0]):
             break
         search.try_all(binade[:, None].expand(-1, len(low)))
     steps = torch.linspace(2**0.125, 2**-0.125, 17, dtype=torch.float64)
     fine = (search.factor * steps[:, None]).clamp(max=1.0)
-    search = _Search(fmt, power, *observed.points(), low, high)
+    search = RangeSearch(fmt, power, *observed.points(), low, high)
     search.try_all(fine)
     hit = int((search.factor <= 2.0**-12).sum())
     notes = (f"search ended at its smallest range in {hit} block(s)",) if hit else ()
     return Range(low * search.factor, high * search.factor, notes)
-
-
-class _Search:
-    """The least error so far over shrunken ranges, block by block; of equals the first."""
-
-    def __init__(
-        self,
-        fmt: Format,
-        power: float,
-        values: Tensor,
-        weights: Tensor | None,
-        low: Tensor,
-        high: Tensor,
-    ) -> None:
-        self._fmt, self._power = fmt, power
-        self._values, self._weights = values, weights
-        self._low, self._high = low, high
-        self._open = torch.arange(len(low))  # blocks whose search goes on
-        self._least = torch.full((len(low),), float("inf"), dtype=torch.float64)
-        self.factor = torch.ones(len(low), dtype=torch.float64)
-
-    def try_all(self, factors: Tensor) -> None:
-        """``factors``: ``[candidates, blocks]``."""
-        values, rows = self._rows()
-        chunk = max(1, _CHUNK // values.numel())
-        for part in torch.split(factors[:, rows], chunk):
-            scale, lower, upper = self._grid(part, rows)
-            u = values * scale.reciprocal()
-            error = self._fmt.round_(u, lower, upper).mul_(scale).sub_(values)
-            self._keep(self._total(error), part, rows)
-
-    def could_still_win(self, factor: Tensor) -> bool:
-        """Closes the blocks where clipping alone, which only grows as the range shrinks, costs more
-        than the best so far; False where none is left open."""
-        values, rows = self._rows()
-        scale, lower, upper = self._grid(factor.expand(1, len(rows)), rows)
-        bottom, top = lower * scale, upper * scale
-        if not self._fmt.symmetric:
-            # Rounding the zero point may move either end by half a step, at this factor or another.
-            ends = (self._low[rows].clamp(max=0) * factor, self._high[rows].clamp(min=0) * factor)
-            bottom, top = ends[0][:, None] - scale / 2, ends[1][:, None] + scale / 2
-        beyond = torch.maximum(values - top, bottom - values).clamp_(min=0.0)
-        self._open = rows[self._total(beyond)[0] <= self._least[rows]]
-        return len(self._open) > 0
-
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        rows = self._open
-        whole = len(rows) == len(self._low)
-        return (self._values if whole else self._values[rows]), rows
-
-    def _grid(self, factors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = self._low[rows] * factors, self._high[rows] * factors
-        scale, zero_point = self._fmt.qparams(low, high)
-        scale = scale.clamp(min=torch.finfo(torch.float32).tiny).float()[..., None]
-        return scale, *self._fmt.limits(zero_point[..., None])
-
-    def _total(self, error: Tensor) -> Tensor:
-        """Sum over each block of ``|error| ** power``, float64."""
-        error = error.square_() if self._power == 2 else error.abs_().pow_(self._power)
-        if self._weights is None:
-            return error.sum(dim=-1, dtype=torch.float64)
-        return (error * self._weights).sum(dim=-1)
-
-    def _keep(self, errors: Tensor, factors: Tensor, rows: Tensor) -> None:
-        least, at = errors.min(dim=0)
-        better = least < self._least[rows]
-        self.factor[rows[better]] = factors.gather(0, at[None])[0][better]
-        self._least[rows[better]] = least[better]
 
 
 def entropy(observed: Observed, fmt: Format) -> Range:

@@ -14,12 +14,12 @@ from halfstep.granularity import (
     PerTokenBlock,
     parse_granularity,
 )
-from halfstep.observe import Tally
 from halfstep.operators import Operand
 from halfstep.qparams import QParams, choose_qparams
 from halfstep.quantize import fake_quantize
 from halfstep.scheme import Spec
 from halfstep.sketch import Sketch
+from halfstep.tally import Tally
 
 LAST = Operand("input", -1, batch=-3)
 ROWS = Operand("input", -1, batch=-2)

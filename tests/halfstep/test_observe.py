@@ -11,11 +11,12 @@ from torch import nn
 from halfstep.determinism import nondeterministic_operators
 from halfstep.digest import digest_rows, digest_tensors
 from halfstep.observation import Observation, bulk
-from halfstep.observe import BATCH, Tally, calibrate, canonical, observing
+from halfstep.observe import BATCH, calibrate, canonical, observing
 from halfstep.operators import Operand
 from halfstep.representativeness import drift, drifts, warning
 from halfstep.sites import discover
 from halfstep.sketch import Sketch
+from halfstep.tally import Tally
 
 
 def build():
