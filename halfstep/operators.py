@@ -198,6 +198,7 @@ ARITHMETIC: dict[str, str] = {
         *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish"),
         *("sigmoid", "tanh", "softplus", "exp", "log", "sqrt", "rsqrt", "pow", "__pow__", "erf"),
     ),
+    **_because("the gates of a recurrent layer: elementwise", "gates"),
     **_because(
         "a reduction or pooling: no weights",
         *("mean", "sum", "cumsum", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),

@@ -109,6 +109,10 @@ class _Seen:
     reduction: int = 0
 
 
+WITHIN = {"attention": "softmax", "recurrent": "gates"}
+"""What runs at full precision between the products of an operation of several steps."""
+
+
 class _Survey(Interception):
     def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
         super().__init__(self._see, alters=True)
@@ -149,6 +153,9 @@ class _Survey(Interception):
     @contextmanager
     def measuring(self, name: str, kind: str) -> Iterator[None]:
         self.operations.setdefault(name, _Seen(kind))
+        if kind in WITHIN:
+            place = name if kind == "attention" else self.scope
+            self.others.setdefault((place, WITHIN[kind]), [1, 0])
         self._running.append(name)
         before = self._counter.get_total_flops()
         yield

@@ -234,6 +234,7 @@ def test_a_cell_in_a_loop_is_one_site_however_long_the_loop(cell):
     x = random(4, 5, 8, seed=1)
     sites = discover(model, x[:1])
     assert [a.name for a in sites.activations] == ["cell.weight_ih", "cell.weight_hh"]
+    assert "elementwise" in {p.name: p.reason for p in places(model, sites)}["cell.gates"]
     treatment = treated(model, x, int8())
     longer = random(4, 9, 8, seed=2)
     error = (output(model, longer, treatment) - output(model, longer)).abs().max()
@@ -309,6 +310,8 @@ def test_multi_head_attention_shows_its_projections_and_its_products(other, weig
     sites = discover(model, x[:1])
     assert [w.name for w in sites.weights] == ["attn.in_proj_weight", "attn.out_proj"]
     assert sites.weights[0].layout.shape == (48, 16)
+    inner = "attn.softmax" if weights else "attn.attention.softmax"
+    assert "normalisation" in {p.name: p.reason for p in places(model, sites)}[inner]
     kinds = [o.kind for o in sites.operations]
     assert kinds.count("attention") + kinds.count("matmul") == (2 if weights else 1)
     assert sum(o.macs for o in sites.operations) == 4 * 5 * 16 * 16 + 2 * 4 * 5 * 5 * 4
