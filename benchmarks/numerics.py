@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +33,7 @@ from halfstep.quantize import fake_quantize
 from halfstep.scheme import Spec
 from halfstep.sites import discover
 from sources.small_cnn import Network
+from tests.support.slow_reference import entropy_bins
 
 
 def main() -> None:
@@ -50,39 +50,12 @@ def _entropy() -> None:
     histogram = np.histogram(x, HISTOGRAM_BINS, (0, x.max()))[0].astype(float)
     edges = FORMATS["int8"].positive_edges(unsigned=False).numpy()
     kept = []
-    slow = _timed(lambda: kept.append(_loop(histogram, len(edges) - 1)), 1, False)
+    slow = _timed(lambda: kept.append(entropy_bins(histogram, len(edges) - 1)), 1, False)
     fast = _timed(lambda: kept.append(entropy_candidate(histogram, edges).bins), 20)
     assert len(set(kept)) == 1, "both must choose the same range"
     print(
         f"entropy: a loop takes {slow / fast:.0f} times as long ({slow:.2f} s, {fast * 1e3:.1f} ms)"
     )
-
-
-def _loop(histogram: np.ndarray, levels: int) -> int:
-    """pytorch-quantization's ``_compute_amax_entropy``, bin by bin as its source reads."""
-    bins = histogram.copy()
-    bins[0] = bins[1]
-    best, chosen = np.inf, 0
-    for i in range(128, len(bins) + 1):
-        space = np.linspace(0, i, num=levels + 1)
-        digitized = np.digitize(range(i), space) - 1
-        digitized[bins[:i] == 0] = -1
-        mass = np.zeros(levels)
-        for j, level in enumerate(digitized):
-            if level != -1:
-                mass[level] += bins[j]
-        for level, count in Counter(digitized.tolist()).items():
-            if level != -1:
-                mass[level] /= count
-        approximation = np.array([0.0 if level == -1 else mass[level] for level in digitized])
-        observed = bins[:i].copy()
-        observed[-1] += bins[i:].sum()
-        p, q = observed / observed.sum(), approximation / approximation.sum()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            divergence = np.where(p > 0, p * np.log(p / q), 0.0).sum()
-        if divergence <= best:
-            best, chosen = divergence, i
-    return chosen
 
 
 def _fake_quantization() -> None:

@@ -16,7 +16,7 @@ from halfstep.resources import (
     reference_bytes,
     weight_bytes,
 )
-from tasks.load import prepare, read_data
+from tasks.load import prepare, read_data, set_up
 from tasks.plan import Plan
 
 
@@ -26,8 +26,7 @@ def forecast(plan: Plan) -> dict[str, Any]:
     Raises:
         UserError: whatever would stop the sweep before its first cell, save bad weights.
     """
-    torch.set_num_threads(plan.compute.threads)
-    torch.backends.mha.set_fastpath_enabled(False)
+    set_up(plan.compute)
     pools, splits = read_data(plan)
     folding, sites, places = prepare(plan, plan.subject.structure(pools), splits["calibration"])
     reference = reference_bytes(folding.model)

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from halfstep.activations import StaticQuantizer, TreatedActivation
 from halfstep.apply import Treatment
 from halfstep.formats import Uniform
-from halfstep.qparams import QParams
 from halfstep.sites import Sites
 from halfstep.weights import QuantizedWeight
 
@@ -118,17 +117,14 @@ def _of_weight(
     quantizer = treated.quantizer if treated is not None else None
     bias = biases.get(name)
     integer_bias = None
-    if bias is not None and isinstance(quantizer, StaticQuantizer) and _one_scale_a_row(q, weight):
+    one_scale_a_row = weight.qparams.scale.shape[1] == 1
+    if bias is not None and isinstance(quantizer, StaticQuantizer) and one_scale_a_row:
         scale = q.scale.double().expand(len(weight.rounded), -1)[:, 0]
         scale = scale * float(quantizer.qparams.scale)
         if len(bias) == len(scale):
             integer_bias = int((bias.double() / scale).abs().max().round().clamp(max=2.0**62))
             largest += integer_bias
     return Accumulator(name, largest, integer_bias)
-
-
-def _one_scale_a_row(q: QParams, weight: QuantizedWeight) -> bool:
-    return weight.qparams.scale.shape[1] == 1
 
 
 def _by_accumulator(steps: Tensor, weight: QuantizedWeight) -> Tensor:

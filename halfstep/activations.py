@@ -15,7 +15,7 @@ from halfstep.observation import Observation
 from halfstep.observed import Sketched
 from halfstep.operators import Operand
 from halfstep.qparams import QParams, choose_qparams
-from halfstep.quantize import fake_quantize, has_one_zero, scale_back_
+from halfstep.quantize import fake_quantize, scale_back_
 from halfstep.scheme import Spec
 
 
@@ -34,7 +34,6 @@ class StaticQuantizer:
         object.__setattr__(self, "_upper", float(upper))
         object.__setattr__(self, "_scale", float(self.qparams.scale))
         object.__setattr__(self, "_inverse", float(self.qparams.scale.reciprocal()))
-        object.__setattr__(self, "_one_zero", has_one_zero(self.qparams.format))
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Fake-quantizes ``x``, into ``out`` where one is given."""
@@ -42,9 +41,7 @@ class StaticQuantizer:
         # Times one is a copy: formats that are only cast have scale 1.
         u = torch.mul(x, self._inverse, out=out)  # type: ignore[attr-defined]
         fmt.round_(u, self._lower, self._upper)  # type: ignore[attr-defined]
-        if self._one_zero:  # type: ignore[attr-defined]
-            return scale_back_(u, self._scale)  # type: ignore[attr-defined]
-        return u.mul_(self._scale) if fmt.scaled else u  # type: ignore[attr-defined]
+        return scale_back_(u, self._scale, fmt)  # type: ignore[attr-defined]
 
     def same_as(self, other: StaticQuantizer) -> bool:
         """True where both give the same numbers: equal format, scale and zero point."""
@@ -177,8 +174,7 @@ def quantizer(operand: Operand, observation: Observation | None, spec: Spec) -> 
         raise ValueError("a static activation needs an observation")
     if isinstance(fmt, NvFp4):
         assert observation is not None
-        amax = max(abs(observation.sketch.lo), abs(observation.sketch.hi))
-        scale = fmt.tensor_scale(torch.tensor(amax, dtype=torch.float64))
+        scale = fmt.tensor_scale(torch.tensor(observation.sketch.amax, dtype=torch.float64))
         return BlockQuantizer(fmt, operand, fmt.block, scale)
     if fmt.block is not None:
         return BlockQuantizer(fmt, operand, fmt.block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from halfstep.activations import StaticQuantizer, TreatedActivation
 from halfstep.certificate import Certificate, certify
 from halfstep.errors import UserError
+from halfstep.identity import Identity
 from halfstep.intercept import Interception
 from halfstep.operators import Operand
 from halfstep.qparams import NotFinite
@@ -84,13 +84,11 @@ class _Scratch:
     """
 
     buffer: Tensor
-    source: weakref.ref[Tensor]
-    version: int
+    source: Identity
     quantizer: StaticQuantizer
 
     def holds(self, x: Tensor, quantizer: StaticQuantizer) -> bool:
-        known = self.source() is x and self.version == x._version
-        return known and self.quantizer.same_as(quantizer)
+        return self.source.still(x) and self.quantizer.same_as(quantizer)
 
 
 class _Quantize:
@@ -135,9 +133,7 @@ class _Quantize:
         if last is not None and last.holds(x, quantizer):
             return last.buffer
         buffer = last.buffer if last is not None else torch.empty_like(x)
-        self._scratch[x.shape] = _Scratch(
-            quantizer(x, out=buffer), weakref.ref(x), x._version, quantizer
-        )
+        self._scratch[x.shape] = _Scratch(quantizer(x, out=buffer), Identity.of(x), quantizer)
         return buffer
 
 

@@ -46,18 +46,10 @@ def minmax(observed: Observed, fmt: Format) -> Range:
 
 def percentile(observed: Observed, fmt: Format, *, share: float) -> Range:
     """Symmetric formats: the ``share`` quantile of |x|. Asymmetric: the pair of outer quantiles."""
-    if fmt.symmetric:
-        amax = observed.quantile(share, magnitude=True)
-        lo, hi = -amax, amax
-    else:
-        lo = observed.quantile(1.0 - share, magnitude=False)
-        hi = observed.quantile(share, magnitude=False)
-    low, high = observed.extremes()
-    lo, hi = torch.maximum(lo, low), torch.minimum(hi, high)
-    vanished = int(((lo == 0) & (hi == 0) & ((low != 0) | (high != 0))).sum())
-    notes = (f"percentile is zero in {vanished} block(s): minmax used there",) if vanished else ()
-    empty = (lo == 0) & (hi == 0)
-    return Range(torch.where(empty, low, lo), torch.where(empty, high, hi), notes)
+    if not fmt.symmetric:
+        return percentile_pair(observed, fmt, low=1.0 - share, high=share)
+    amax = observed.quantile(share, magnitude=True)
+    return _within_extremes(observed, -amax, amax)
 
 
 def percentile_pair(observed: Observed, fmt: Format, *, low: float, high: float) -> Range:
@@ -65,9 +57,15 @@ def percentile_pair(observed: Observed, fmt: Format, *, low: float, high: float)
 
     A symmetric format covers the larger of the two magnitudes.
     """
+    lo = observed.quantile(low, magnitude=False)
+    return _within_extremes(observed, lo, observed.quantile(high, magnitude=False))
+
+
+def _within_extremes(observed: Observed, lo: Tensor, hi: Tensor) -> Range:
+    """The range, no wider than what was observed; where it is zero though not all values are, the
+    extremes, and a note."""
     least, most = observed.extremes()
-    lo = torch.maximum(observed.quantile(low, magnitude=False), least)
-    hi = torch.minimum(observed.quantile(high, magnitude=False), most)
+    lo, hi = torch.maximum(lo, least), torch.minimum(hi, most)
     empty = (lo == 0) & (hi == 0) & ((least != 0) | (most != 0))
     vanished = int(empty.sum())
     notes = (f"percentile is zero in {vanished} block(s): minmax used there",) if vanished else ()

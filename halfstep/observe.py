@@ -8,7 +8,6 @@ workers can move a bit of what is observed.
 from __future__ import annotations
 
 import os
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from halfstep.activations import TreatedActivation
 from halfstep.errors import UserError
+from halfstep.identity import Identity
 from halfstep.intercept import Interception
 from halfstep.observation import GROWTH_SHARES, Observation
 from halfstep.operators import Operand
@@ -40,22 +40,6 @@ def canonical(examples: Tensor, row_digests: Sequence[str]) -> tuple[Tensor, ...
     """
     order = sorted(range(len(examples)), key=row_digests.__getitem__)
     return torch.split(examples[torch.tensor(order)], BATCH)
-
-
-@dataclass
-class _Recent:
-    """A tensor that may enter another site too (the two arms of a residual block).
-
-    Known again by identity and version counter, so a tensor that was freed or changed in place is
-    counted anew.
-    """
-
-    tensor: weakref.ref[Tensor]
-    version: int
-    sites: list[str]
-
-    def of(self, x: Tensor) -> bool:
-        return self.tensor() is x and self.version == x._version
 
 
 @dataclass
@@ -98,7 +82,7 @@ def observing(
     """
     operands = {site.name: site.operand for site in sites}
     observer = Observer({name: Tally() for name in operands}, lambda act: submit(0, act))
-    recent: dict[int, _Recent] = {}
+    recent: dict[int, tuple[Identity, list[str]]] = {}  # tensors that may enter another site too
     counting: deque[tuple[Future[None], int]] = deque()
     spare_core = (os.cpu_count() or 1) > torch.get_num_threads()
     pending: list[tuple[Tensor, list[str]]] = []
@@ -131,15 +115,16 @@ def observing(
             pending.append((x.detach(), [name]))
             return x
         known = recent.get(id(x))
-        if known is not None and known.of(x):
-            known.sites.append(name)
+        if known is not None and known[0].still(x):
+            known[1].append(name)
             return x
         if x.is_inference():
             pending.append((x.detach().clone(), [name]))
             return x
-        recent[id(x)] = _Recent(weakref.ref(x), x._version, [name])
+        names = [name]
+        recent[id(x)] = Identity.of(x), names
         # A copy: what entered a site may be changed in place before it is counted.
-        pending.append((x.detach().clone(), recent[id(x)].sites))
+        pending.append((x.detach().clone(), names))
         return x
 
     def hand_over(module: nn.Module, inputs: object, outputs: object) -> None:

@@ -135,7 +135,7 @@ class Sketched:
 
     def histogram(self, bins: int) -> np.ndarray:
         lower, upper, counts = self.sketch.magnitude_bins
-        amax = max(abs(self.sketch.lo), abs(self.sketch.hi))
+        amax = self.sketch.amax
         edges = np.linspace(0.0, amax if amax > 0 else 1.0, bins + 1)
         spread = upper > lower
         mass = np.zeros(bins + 1)

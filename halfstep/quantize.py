@@ -16,12 +16,17 @@ from halfstep.qparams import QParams
 _ZERO = torch.zeros(())
 
 
-def scale_back_(u: Tensor, scale: Tensor | float) -> Tensor:
-    """Multiplies grid points by their scale in place; integers never come out as minus zero.
+def scale_back_(u: Tensor, scale: Tensor | float, fmt: Format) -> Tensor:
+    """Multiplies a format's grid points by their scale in place.
 
-    ``0 + scale * u`` costs what ``scale * u`` does, and is what torch's operators and
-    dequantized codes give.
+    Formats that are only cast have none. Integers and tables have one zero, so a value below zero
+    that rounds to it must lose its sign: ``0 + scale * u`` does so, costs what ``scale * u`` does,
+    and is what torch's operators and dequantized codes give.
     """
+    if not fmt.scaled:
+        return u
+    if not isinstance(getattr(fmt, "element", fmt), Uniform | Codebook):
+        return u.mul_(scale)
     if isinstance(scale, float):
         return torch.add(_ZERO, u, alpha=scale, out=u)
     return u.mul_(scale).add_(0.0)
@@ -32,15 +37,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 
     Returns a new tensor; ``x`` is not changed.
     """
-    u = _to_grid(x, qparams)
-    if not qparams.format.scaled:
-        return u
-    return scale_back_(u, qparams.scale) if has_one_zero(qparams.format) else u.mul_(qparams.scale)
-
-
-def has_one_zero(fmt: Format) -> bool:
-    """True for integers and tables: a value below zero that rounds to zero loses its sign."""
-    return isinstance(getattr(fmt, "element", fmt), Uniform | Codebook)
+    return scale_back_(_to_grid(x, qparams), qparams.scale, qparams.format)
 
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:

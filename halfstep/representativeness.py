@@ -100,8 +100,7 @@ def drift(site: str, calibration: Observation, selection: Observation) -> Drift:
     filled = np.bincount(group, weights=p, minlength=GROUPS) > 0
     filled[[0, -1]] = True
     psi = float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0]))[filled].sum())
-    largest = max(abs(calibrated.lo), abs(calibrated.hi))
-    seen = max(abs(observed.lo), abs(observed.hi))
+    largest, seen = calibrated.amax, observed.amax
     return Drift(
         site,
         outside=float(outside),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from halfstep.scheme import Scheme, Spec
 from halfstep.sites import Sites
-from halfstep.weights import packed_bits
+from halfstep.weights import packed_bits, packed_bytes
 
 FULL_BITS = 32
 
@@ -36,7 +36,7 @@ def weight_bytes(model: nn.Module, sites: Sites, scheme: Scheme) -> int:
         if spec is not None:
             weight = site.read(model)
             total -= weight.numel() * weight.element_size()
-            total += math.ceil(packed_bits(site.layout.shape, spec) / 8)
+            total += packed_bytes(site.layout.shape, spec)
     return total
 
 

@@ -50,6 +50,11 @@ class Sketch:
         return int(self.counts.sum())
 
     @property
+    def amax(self) -> float:
+        """Largest magnitude."""
+        return max(abs(self.lo), abs(self.hi))
+
+    @property
     def nonfinite(self) -> int:
         """How many NaN and infinities were seen."""
         top = self.counts.reshape(2, -1)[:, _EXPONENT_ALL_ONES:]

@@ -62,9 +62,15 @@ class Treatments:
             tuple[str, Spec | None, tuple[Correction, ...]], TreatedActivation
         ] = {}
         self._certificates: dict[object, Certificate] = {}
+        self._made: dict[Scheme, Treatment] = {}
 
     def for_scheme(self, scheme: Scheme) -> Treatment:
         """What the scheme does to the model."""
+        if scheme not in self._made:
+            self._made[scheme] = self._make(scheme)
+        return self._made[scheme]
+
+    def _make(self, scheme: Scheme) -> Treatment:
         rewrites = _rewrites(scheme)
         rewrite = self._rewrite(rewrites)
         weights: dict[str, QuantizedWeight] = {}

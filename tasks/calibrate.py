@@ -96,14 +96,17 @@ def _commit(
     moved = sorted(observations, key=lambda name: -observations[name].moved)
     unsettled = {name: observations[name].moved for name in moved if not observations[name].settled}
     told = warning(found, "selection")
+    worst_psi = max((d.psi for d in found), default=0.0)
+    worst_outside = max((d.outside for d in found), default=0.0)
+    worst_channel_shift = max((d.channel_shift for d in found), default=0.0)
     detail = {
         "representativeness": {
             "warning": told,
             "shifted": [d.to_json() for d in found if d.shifted],
             "sites": len(found),
-            "worst_psi": max((d.psi for d in found), default=0.0),
-            "worst_outside": max((d.outside for d in found), default=0.0),
-            "worst_channel_shift": max((d.channel_shift for d in found), default=0.0),
+            "worst_psi": worst_psi,
+            "worst_outside": worst_outside,
+            "worst_channel_shift": worst_channel_shift,
         },
         "unsettled": unsettled,
         "notes": ([told] if told else []) + _unsettled_note(unsettled, len(observations)),
@@ -112,9 +115,9 @@ def _commit(
         "sites": float(len(observations)),
         "sites_shifted": float(sum(d.shifted for d in found)),
         "sites_unsettled": float(len(unsettled)),
-        "worst_psi": max((d.psi for d in found), default=0.0),
-        "worst_outside_share": max((d.outside for d in found), default=0.0),
-        "worst_channel_shift": max((d.channel_shift for d in found), default=0.0),
+        "worst_psi": worst_psi,
+        "worst_outside_share": worst_outside,
+        "worst_channel_shift": worst_channel_shift,
     }
     files = {
         OBSERVATIONS: encode.safetensors_bytes(

@@ -18,7 +18,7 @@ from halfstep.errors import UserError, allowed
 from halfstep.fold import Folding, fold_batch_norm
 from halfstep.sites import Sites, discover, matches
 from halfstep.subject import Examples, Subject, check_weights
-from tasks.plan import Plan, SplitSpec
+from tasks.plan import Compute, Plan, SplitSpec
 
 CACHE = "cache"
 
@@ -67,10 +67,7 @@ def load(plan: Plan, store: Path) -> Loaded:
     Raises:
         UserError: the data or the model cannot be used; nothing has been written then.
     """
-    torch.set_num_threads(plan.compute.threads)
-    # The reference and every cell shall run the same operators: torch's fused path for transformer
-    # layers switches itself off where a forward pass is looked into.
-    torch.backends.mha.set_fastpath_enabled(False)
+    set_up(plan.compute)
     pools, splits = read_data(plan)
     before = time.perf_counter()
     subject = plan.subject.load(pools, store / CACHE / "subjects")
@@ -96,6 +93,14 @@ def load(plan: Plan, store: Path) -> Loaded:
         implementation=implementation(),
         training_seconds=training_seconds,
     )
+
+
+def set_up(compute: Compute) -> None:
+    """Torch's settings for every forward pass of a sweep."""
+    torch.set_num_threads(compute.threads)
+    # The reference and every cell shall run the same operators: torch's fused path for transformer
+    # layers switches itself off where a forward pass is looked into.
+    torch.backends.mha.set_fastpath_enabled(False)
 
 
 def read_data(plan: Plan) -> tuple[Mapping[str, Examples], dict[str, Examples]]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfstep.corrections.gptq import inverse_factor
+from halfstep.corrections.gptq import compensated
 from halfstep.corrections.parameters import Parameters
 from halfstep.formats import Uniform
 from halfstep.qparams import QParams
@@ -127,15 +127,12 @@ def _better(
 def _compensated(weight: Tensor, down: Tensor, up: Tensor, gram: Tensor) -> Tensor:
     """Column by column to the neighbour that is nearest once the errors so far are made up for
     (GPTQ's step, kept between the neighbours)."""
-    factor = inverse_factor(gram, COMPENSATION_DAMP)
-    rest = weight.double().clone()
-    chosen = torch.zeros(weight.shape, dtype=torch.bool)
-    for j in range(weight.shape[1]):
-        chosen[:, j] = up[:, j] - rest[:, j] < rest[:, j] - down[:, j]
-        rounded = torch.where(chosen[:, j], up[:, j], down[:, j])
-        error = (rest[:, j] - rounded) / factor[j, j]
-        rest[:, j:] -= error[:, None] * factor[j, j:]
-    return chosen
+
+    def pick(column: Tensor, at: int) -> Tensor:
+        upward = up[:, at] - column < column - down[:, at]
+        return torch.where(upward, up[:, at], down[:, at])
+
+    return compensated(weight, gram, COMPENSATION_DAMP, pick)[0] == up
 
 
 def _settle(weight: Tensor, down: Tensor, up: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,24 +39,40 @@ class Gptq(Parameters):
             qparams: broadcast against ``weight``.
             gram: mean of ``x xᵀ``, float64 ``[reduction, reduction]``.
         """
-        columns = weight.shape[1]
         scale = qparams.scale.expand(weight.shape)
         zero_point = qparams.zero_point.expand(weight.shape)
-        factor = inverse_factor(gram, self.damp)
-        rest = weight.double().clone()
-        target, rounded = torch.empty_like(weight), torch.empty_like(weight)
-        for start in range(0, columns, BLOCK):
-            end = min(start + BLOCK, columns)
-            block, errors = rest[:, start:end], torch.empty(len(weight), end - start).double()
-            for i in range(end - start):
-                at = start + i
-                target[:, at] = block[:, i]
-                own = QParams(qparams.format, scale[:, at : at + 1], zero_point[:, at : at + 1])
-                rounded[:, at] = fake_quantize(target[:, at : at + 1], own)[:, 0]
-                errors[:, i] = (block[:, i] - rounded[:, at]) / factor[at, at]
-                block[:, i:] -= errors[:, i : i + 1] * factor[at, at:end]
-            rest[:, end:] -= errors @ factor[start:end, end:]
-        return rounded, target
+
+        def pick(column: Tensor, at: int) -> Tensor:
+            own = QParams(qparams.format, scale[:, at : at + 1], zero_point[:, at : at + 1])
+            return fake_quantize(column.float()[:, None], own)[:, 0]
+
+        rounded, target = compensated(weight, gram, self.damp, pick)
+        return rounded.float(), target.float()
+
+
+def compensated(
+    weight: Tensor, gram: Tensor, damp: float, pick: Callable[[Tensor, int], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Column by column to the value that ``pick`` chooses (from the column as it stands, float64,
+    and its number), the columns that are left making up for the error.
+
+    Returns what was picked, and the columns as they stood, both float64.
+    """
+    columns = weight.shape[1]
+    factor = inverse_factor(gram, damp)
+    rest = weight.double().clone()
+    target, picked = torch.empty_like(rest), torch.empty_like(rest)
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        block, errors = rest[:, start:end], torch.empty(len(weight), end - start).double()
+        for i in range(end - start):
+            at = start + i
+            target[:, at] = block[:, i]
+            picked[:, at] = pick(block[:, i], at)
+            errors[:, i] = (block[:, i] - picked[:, at]) / factor[at, at]
+            block[:, i:] -= errors[:, i : i + 1] * factor[at, at:end]
+        rest[:, end:] -= errors @ factor[start:end, end:]
+    return picked, target
 
 
 def inverse_factor(gram: Tensor, damp: float) -> Tensor:

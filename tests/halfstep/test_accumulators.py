@@ -2,15 +2,13 @@
 
 import pytest
 import torch
+from prepared import treatments_of
 from torch import nn
 
 from halfstep.accumulators import INT32_MAX, overflowing
 from halfstep.formats import FORMATS
 from halfstep.granularity import PerAxis, PerGroup, PerTensor, PerToken
-from halfstep.observe import calibrate
 from halfstep.scheme import Scheme, Spec
-from halfstep.sites import discover
-from halfstep.treatments import Calibration, Treatments
 
 
 def scheme(weights="int8", activations="int8", granularity=None, token=False):
@@ -18,12 +16,6 @@ def scheme(weights="int8", activations="int8", granularity=None, token=False):
         Spec(FORMATS[weights], granularity or PerAxis(), "minmax"),
         Spec(FORMATS[activations], PerToken() if token else PerTensor(), "minmax"),
     )
-
-
-def treatments_of(model, x):
-    sites = discover(model, x[:1])
-    observations = calibrate(model, sites.activations, [x])
-    return Treatments(model, sites, Calibration(lambda: [x], len(x), observations), x)
 
 
 def linear(inputs, outputs=4, seed=0):
@@ -35,7 +27,7 @@ def linear(inputs, outputs=4, seed=0):
 @pytest.mark.parametrize("weights", ["int8", "int4_asym"])
 def test_the_bound_is_met_by_the_worst_input_and_never_passed(weights, activations):
     model, x = linear(50), torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
-    treatments = treatments_of(model, x)
+    treatments = treatments_of(model, x)[1]
     chosen = scheme(weights, activations)
     found = treatments.accumulators(chosen)[0]
     treatment = treatments.for_scheme(chosen)
@@ -62,10 +54,10 @@ def test_a_long_reduction_overflows_and_says_so():
     with torch.no_grad():
         model[0].weight.fill_(0.01)
     x = torch.rand(16, inputs)
-    found = treatments_of(model, x).accumulators(scheme())
+    found = treatments_of(model, x)[1].accumulators(scheme())
     assert found[0].overflows
     assert "0: an int32 accumulator could overflow" in overflowing(found)[0]
-    fewer = treatments_of(model, x).accumulators(scheme("int4"))
+    fewer = treatments_of(model, x)[1].accumulators(scheme("int4"))
     assert overflowing(fewer) == ()
 
 
@@ -74,7 +66,7 @@ def test_a_large_bias_over_a_small_scale_overflows():
     with torch.no_grad():
         model[0].bias.fill_(1e6)
     x = torch.rand(16, 8, generator=torch.Generator().manual_seed(0)) * 1e-3
-    treatments = treatments_of(model, x)
+    treatments = treatments_of(model, x)[1]
     assert treatments.accumulators(scheme())[0].overflows
     dynamic = treatments.accumulators(scheme(token=True))[0]
     assert dynamic.bias is None
@@ -83,7 +75,7 @@ def test_a_large_bias_over_a_small_scale_overflows():
 
 def test_groups_are_added_up_apart():
     model, x = linear(64), torch.rand(16, 64)
-    treatments = treatments_of(model, x)
+    treatments = treatments_of(model, x)[1]
     whole = treatments.accumulators(scheme())[0].largest
     grouped = treatments.accumulators(scheme(granularity=PerGroup(16)))[0].largest
     assert grouped < 0.4 * whole
@@ -95,7 +87,7 @@ def test_products_of_activations_are_bounded_by_their_length():
             return x @ x.mT
 
     x = torch.randn(4, 5, 30)
-    found = treatments_of(Scores(), x).accumulators(scheme())
+    found = treatments_of(Scores(), x)[1].accumulators(scheme())
     assert [(a.operation, a.largest) for a in found] == [("matmul", 30 * 127 * 127)]
 
 
@@ -105,4 +97,4 @@ def test_products_of_activations_are_bounded_by_their_length():
 )
 def test_only_products_of_integers_have_integer_accumulators(weights, activations):
     model, x = linear(8), torch.rand(16, 8)
-    assert treatments_of(model, x).accumulators(scheme(weights, activations)) == ()
+    assert treatments_of(model, x)[1].accumulators(scheme(weights, activations)) == ()

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from prepared import treatments_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,12 +27,10 @@ from halfstep.errors import UserError
 from halfstep.formats import FORMATS
 from halfstep.granularity import PerAxis, PerGroup, PerTensor
 from halfstep.moments import gather
-from halfstep.observe import calibrate
 from halfstep.qparams import choose_qparams
 from halfstep.quantize import fake_quantize
 from halfstep.scheme import Scheme, Spec
 from halfstep.sites import discover
-from halfstep.treatments import Calibration, Treatments
 
 
 def random(*shape, seed=0):
@@ -56,12 +55,6 @@ def gram_of(x):
 def seeded(build):
     torch.manual_seed(0)
     return build().eval()
-
-
-def treatments_of(model, x):
-    sites = discover(model, x[:1])
-    observations = calibrate(model, sites.activations, [x])
-    return sites, Treatments(model, sites, Calibration(lambda: [x], len(x), observations), x)
 
 
 def scheme(corrections, weights="int4", activations=None, granularity=None):

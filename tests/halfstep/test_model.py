@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from prepared import treatments_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ from halfstep.quantize import fake_quantize
 from halfstep.scheme import Scheme, Spec, skipping
 from halfstep.sites import discover
 from halfstep.sketch import Sketch
-from halfstep.treatments import Calibration, Treatments
 
 
 class Net(nn.Module):
@@ -60,12 +60,6 @@ def scheme(weights="int8", activations="int8", calibrator="minmax", token=False,
         Spec(FORMATS[activations], granularity, calibrator),
         overrides=skipping(skip),
     )
-
-
-def treatments_of(model, x):
-    sites = discover(model, x[:1])
-    observations = calibrate(model, sites.activations, [x])
-    return sites, Treatments(model, sites, Calibration(lambda: [x], len(x), observations), x)
 
 
 def prepared(seed=0):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from prepared import treatments_of
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -14,10 +15,8 @@ from halfstep.fold import fold_batch_norm
 from halfstep.formats import FORMATS
 from halfstep.granularity import PerAxis, PerPosition, PerTensor, PerToken
 from halfstep.intercept import Interception
-from halfstep.observe import calibrate
 from halfstep.scheme import Scheme, Spec
 from halfstep.sites import discover, matches
-from halfstep.treatments import Calibration, Treatments
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +58,7 @@ def int8(weights="int8", activations="int8", granularity=None):
 
 
 def treated(model, x, scheme):
-    sites = discover(model, x[:1])
-    observations = calibrate(model, sites.activations, [x], positions=True)
-    treatments = Treatments(model, sites, Calibration(lambda: [x], len(x), observations), x)
-    return treatments.for_scheme(scheme)
+    return treatments_of(model, x)[1].for_scheme(scheme)
 
 
 def output(model, x, treatment=None):
@@ -243,9 +239,7 @@ def test_a_cell_in_a_loop_is_one_site_however_long_the_loop(cell):
 
 def test_a_hidden_state_is_certified_over_all_steps():
     model, x = seeded(lambda: nn.LSTM(8, 6, batch_first=True)), random(4, 5, 8, seed=1)
-    sites = discover(model, x[:1])
-    observations = calibrate(model, sites.activations, [x])
-    treatments = Treatments(model, sites, Calibration(lambda: [x], 4, observations), x)
+    _, treatments = treatments_of(model, x)
     found = {(c.site, c.target): c for c in treatments.certificates(int8())}
     hidden = found["weight_hh_l0", "activation"]
     assert hidden.elements == 4 * 5 * 6
