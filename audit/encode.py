@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -32,14 +33,34 @@ def csv_bytes(rows: Sequence[Mapping[str, object]]) -> bytes:
 
 
 def parquet_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
+    """A table of arrays ``[rows, …]``; those of more axes are lists of one length each."""
+    fields, arrays = [], []
+    for name, values in columns.items():
+        array = pa.array(values.reshape(-1))
+        shape = values.shape[1:]
+        if shape:
+            array = pa.FixedSizeListArray.from_arrays(array, math.prod(shape))
+        kept = {"shape": json.dumps(shape)} if shape else None
+        fields.append(pa.field(name, array.type, metadata=kept))
+        arrays.append(array)
     out = io.BytesIO()
-    pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), out)  # type: ignore[no-untyped-call]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), out)  # type: ignore[no-untyped-call]
     return out.getvalue()
 
 
 def read_parquet(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of `parquet_bytes`, equal in values, types and shapes."""
     table = pq.read_table(io.BytesIO(data))  # type: ignore[no-untyped-call]
-    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    found = {}
+    for field in table.schema:
+        values = table[field.name].combine_chunks()
+        shape = json.loads((field.metadata or {}).get(b"shape", b"[]"))
+        if shape:
+            values = values.flatten()
+        array = values.to_numpy(zero_copy_only=False)
+        array = array.astype(str) if array.dtype == object else array
+        found[field.name] = array.reshape(len(table), *shape)
+    return found
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:

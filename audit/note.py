@@ -11,9 +11,8 @@ MARKS = {"accept": "ACCEPT", "reject": "REJECT", "inconclusive": "INCONCLUSIVE"}
 
 def sweep_note(result: Mapping[str, Any]) -> str:
     """The parent run: what was decided, on what evidence, where the rest lies."""
-    decision, headline = result["decision"], result["headline"]
-    reference = result["reference"]["selection"]["metrics"]
-    counts = {v: sum(c["verdict"] == v for c in result["cells"]) for v in MARKS}
+    decision, several = result["decision"], len(result["tasks"]) > 1
+    counts = {v: sum(c["verdict"] == v for c in result["schemes"]) for v in MARKS}
     lines = [
         f"# {MARKS[decision['verdict']]}: {decision['cell'] or 'no cell may be deployed'}",
         "",
@@ -21,26 +20,36 @@ def sweep_note(result: Mapping[str, Any]) -> str:
         "",
         "**Criteria** (declared before the first cell ran)",
         "",
-        *[f"- {criterion_text(c)}" for c in result["criteria"]],
+        *[
+            f"- {named(task['name'], several)}{criterion_text(c)}"
+            for task in result["tasks"]
+            for c in task["criteria"]
+        ],
         "",
     ]
     if result["confirmation"]:
         lines += [
             "**On the confirmation split**",
             "",
-            *[f"- {f['verdict']}: {f['reason']}" for f in result["confirmation"]["findings"]],
+            *[
+                f"- {f['verdict']}: {named(cell['task'], several)}{f['reason']}"
+                for cell in result["confirmation"]
+                for f in cell["findings"]
+            ],
             "",
         ]
     exceptions = [*result["overrides"], *(f"{p}: skipped" for p in result["skipped"])]
     if exceptions:
         lines += ["**Sites treated otherwise**", "", *[f"- {e}" for e in exceptions], ""]
-    notes = [*result["calibration"]["notes"], *determinism_notes(result)]
+    if several:
+        lines += [*_task_table(result), ""]
+    notes = [*result["notes"], *result["calibration"]["notes"], *determinism_notes(result)]
     lines += [f"> {note}\n" for note in notes]
     lines += [
-        f"**Matrix**: {len(result['cells'])} cells, "
+        f"**Matrix**: {len(result['schemes'])} schemes, "
         + ", ".join(f"{n} {v}" for v, n in counts.items())
-        + f". Reference {headline} {reference[headline]:.4f} on "
-        f"{result['splits']['selection']['examples']} examples.",
+        + "."
+        + "".join(f" {reference_text(task, several)}." for task in result["tasks"]),
         "",
         "| | |",
         "| --- | --- |",
@@ -53,6 +62,29 @@ def sweep_note(result: Mapping[str, Any]) -> str:
         "the child runs.",
     ]
     return "\n".join(lines)
+
+
+def named(task: str, several: bool) -> str:
+    """The task's name before a sentence, where there are several."""
+    return f"{task}: " if several else ""
+
+
+def reference_text(task: Mapping[str, Any], several: bool) -> str:
+    """What full precision came to on a task's selection split."""
+    headline = task["headline"]
+    value = task["reference"]["selection"]["metrics"][headline]
+    text = f"eference {headline} {value:.4f} on {task['splits']['selection']['examples']} examples"
+    return f"{task['name']}: r{text}" if several else f"R{text}"
+
+
+def _task_table(result: Mapping[str, Any]) -> list[str]:
+    """Each scheme's verdict on each task, the overall one first: at most the first 30 schemes."""
+    tasks = [task["name"] for task in result["tasks"]]
+    rows = [f"| scheme | overall | {' | '.join(tasks)} |", "| --- " * (len(tasks) + 2) + "|"]
+    for scheme in result["schemes"][:30]:
+        verdicts = " | ".join(scheme["tasks"][task] for task in tasks)
+        rows.append(f"| {scheme['name']} | {scheme['verdict']} | {verdicts} |")
+    return rows
 
 
 def determinism_notes(result: Mapping[str, Any]) -> list[str]:
@@ -118,5 +150,7 @@ def criterion_text(criterion: Mapping[str, Any]) -> str:
         if "max_drop" in criterion
         else ("increase", criterion["max_increase"])
     )
+    if "slice" in criterion:
+        name += f", in each slice by {criterion['slice']} of {criterion['min_examples']} or more,"
     shown = f"shown with {criterion['confidence']:.0%} confidence"
     return f"{name} may {word} by less than {margin:g}, {shown}"

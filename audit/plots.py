@@ -20,27 +20,30 @@ STYLES = {
 }
 
 
-def accuracy_against_size(result: Mapping[str, Any], headline: str) -> bytes:
-    """Each cell's headline metric against its weight bytes, the verdict as colour and shape."""
+def quality_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> bytes:
+    """Each cell's headline metric on one task against its weight bytes, the verdict as colour and
+    shape."""
+    headline = task["headline"]
+    own = [c for c in result["cells"] if c["task"] == task["name"] and headline in c["metrics"]]
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    reference = result["reference"]["selection"]["metrics"]
+    reference = task["reference"]["selection"]["metrics"]
     axes.axhline(reference[headline], color="black", lw=1, ls="--", label="reference (fp32)")
     for verdict, (colour, shape) in STYLES.items():
-        cells = [c for c in result["cells"] if c["verdict"] == verdict and headline in c["metrics"]]
+        cells = [c for c in own if c["verdict"] == verdict]
         if cells:
             axes.scatter(
                 [c["weight_bytes"] / 1024 for c in cells],
                 [c["metrics"][headline] for c in cells],
                 c=colour, marker=shape, s=55, alpha=0.8, edgecolors="white", label=verdict,
             )  # fmt: skip
-    chosen = next((c for c in result["cells"] if c["name"] == result["decision"]["cell"]), None)
+    chosen = next((c for c in own if c["name"] == result["decision"]["cell"]), None)
     if chosen:
         at = (chosen["weight_bytes"] / 1024, chosen["metrics"][headline])
         axes.scatter(*at, s=220, facecolors="none", edgecolors="black", lw=1.5, label="decision")
     axes.set_xlabel("weights (KiB, scales and zero points included)")
     axes.set_ylabel(f"{headline} on selection")
-    axes.set_title(f"{headline} against size")
+    axes.set_title(f"{task['name']}: {headline} against size")
     axes.legend(fontsize=8)
     return _png(figure, axes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -16,31 +16,44 @@ ROOT = Path(__file__).parent.parent
 
 def protocol(
     task: str,
-    evaluator: str,
+    evaluator: Mapping[str, object],
     splits: Mapping[str, tuple[str, int]],
+    calibration: tuple[str, int],
     criteria: list[dict[str, object]],
+    design: Mapping[str, object],
     compute: Mapping[str, object],
 ) -> dict[str, object]:
-    """The protocol as JSON. ``splits``: name to (content digest, number of examples)."""
+    """One task's protocol as JSON.
+
+    Args:
+        evaluator: its name and options.
+        splits: by name (content digest, number of examples).
+        calibration: the same of the rows that calibrate, for all tasks of a sweep together.
+        design: what examples cluster by, and how many may be unscored.
+    """
     return {
         "task": task,
-        "evaluator": evaluator,
+        "evaluator": dict(evaluator),
         "evaluator_code": digest_code([ROOT / "evaluators"]),
         "splits": {name: {"sha256": sha, "examples": n} for name, (sha, n) in splits.items()},
+        "calibration": {"sha256": calibration[0], "rows": calibration[1]},
         "criteria": criteria,
-        "correction": "holm over cells",
+        "design": dict(design),
+        "correction": "holm over the cells of all tasks",
         "compute": dict(compute),
     }
 
 
-def implementation() -> dict[str, str]:
-    """What else moves bits: our numeric code, the libraries under it, the machine's kind."""
+def implementation(plugins: Sequence[str] = ()) -> dict[str, object]:
+    """What else moves bits: our numeric code, the libraries under it, the machine's kind, and other
+    packages whose plug-ins take part."""
     return {
         "code": digest_code([ROOT / p for p in ("halfstep", "evaluators", "sources", "tasks")]),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
+        "plugins": list(plugins),
     }
 
 

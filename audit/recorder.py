@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ class Recorder:
         """What recording cost this process, whichever thread it ran beside."""
         self._submit(lambda: self._open(store, experiment, sweep_id))
 
-    def sweep(self, record: Record, folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    def sweep(self, record: Record, folder: Path, splits: Sequence[Mapping[str, Any]]) -> None:
         """The parent run. Comes first."""
 
         def project(trail: Trail) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from audit.note import MARKS, criterion_text
-from audit.plots import accuracy_against_size, error_against_bound, sqnr_by_site
+from audit.note import MARKS, criterion_text, named, reference_text
+from audit.plots import error_against_bound, quality_against_size, sqnr_by_site
 
 
 def read_csv(data: bytes) -> list[dict[str, str]]:
@@ -23,7 +23,10 @@ def plots(
     result: Mapping[str, Any], certificates: list[dict[str, str]], cell: str
 ) -> dict[str, bytes]:
     """PNG by name. ``certificates`` are those of the one cell that is shown site by site."""
-    figures = {"size": accuracy_against_size(result, result["headline"])}
+    figures = {
+        _figure(task["name"], result): quality_against_size(result, task)
+        for task in result["tasks"]
+    }
     if certificates:
         figures["sqnr_by_site"] = sqnr_by_site(certificates, cell)
         figures["error_against_bound"] = error_against_bound(certificates, cell)
@@ -60,8 +63,14 @@ def report_html(
         coverage=coverage,
         marks=MARKS,
         criterion_text=criterion_text,
-        headline=result["headline"],
+        figure=lambda task: _figure(task, result),
+        named=named,
+        reference_text=reference_text,
     )
+
+
+def _figure(task: str, result: Mapping[str, Any]) -> str:
+    return "size" if len(result["tasks"]) == 1 else f"size-{task.replace(' ', '_')}"
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,15 @@ def _make_database(path: Path) -> None:
     making.replace(path)
 
 
+def mlflow_download(store: Store, address: str, folder: str) -> str:
+    """Copies what ``models:/…`` or ``runs:/…`` names to a folder; returns its path."""
+    from mlflow.artifacts import download_artifacts
+
+    return str(
+        download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=store.tracking_uri)
+    )
+
+
 class Trail:
     """Writes one sweep's records. All calls come from one thread."""
 
@@ -156,7 +165,7 @@ class Trail:
             path.write_bytes(data)
             self._client.log_artifact(run_id, str(path))
 
-    def datasets(self, run_id: str, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    def datasets(self, run_id: str, splits: Sequence[Mapping[str, Any]]) -> None:
         """Dataset inputs, one a split, with our digest of the full content as a tag."""
         inputs = [
             DatasetInput(
@@ -168,12 +177,12 @@ class Trail:
                     profile=described["profile"],
                 ),
                 [
-                    InputTag("mlflow.data.context", split),
+                    InputTag("mlflow.data.context", described["context"]),
                     InputTag(PREFIX + "sha256", described["sha256"]),
                     InputTag(PREFIX + "examples", str(described["examples"])),
                 ],
             )
-            for split, described in splits.items()
+            for described in splits
         ]
         self._client.log_inputs(run_id, datasets=inputs)
 

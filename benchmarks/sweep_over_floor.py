@@ -24,10 +24,12 @@ import torch
 from audit.store import Store
 from flows.conduct import conduct
 from flows.config import read_plan
+from halfstep.batches import forward
 from halfstep.observe import calibrate, canonical
 from tasks.load import Loaded, load
 
 CONFIG = Path(__file__).parent.parent / "configs" / "fashion-mnist.yaml"
+TASK = "fashion-mnist"
 
 
 def main(rounds: int) -> None:
@@ -35,7 +37,7 @@ def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         print("training the subject once, not timed …", file=sys.stderr, flush=True)
-        loaded = load(plan, store.path)
+        loaded = load(plan, store)
         calibration, sweeps, delivered, stages = [], [], [], []
         for number in range(rounds + 1):
             plain = _timed(lambda: _pass(loaded, "calibration"))
@@ -52,8 +54,9 @@ def main(rounds: int) -> None:
             delivered.append(took / (plain + len(plan.schemes) * unfolded))
             stages.append({**result["seconds"], "floor": floor, "sweep": took})
             print(f"round {number}: floor {floor:.2f} s, sweep {took:.2f} s", file=sys.stderr)
+        examples = len(loaded.split(TASK, "selection"))
         print(
-            f"{len(plan.schemes)} cells, {len(loaded.splits['selection'])} selection examples, "
+            f"{len(plan.schemes)} cells, {examples} selection examples, "
             f"batch {plan.compute.batch_size}, {plan.compute.threads} thread(s)"
         )
         print(f"calibration pass over a plain pass   {statistics.median(calibration):.2f}")
@@ -67,15 +70,16 @@ def main(rounds: int) -> None:
 
 
 def _pass(loaded: Loaded, split: str, model: torch.nn.Module | None = None) -> None:
+    inputs = loaded.split(TASK, split).inputs
     with torch.inference_mode():
-        for batch in loaded.splits[split].inputs.split(loaded.plan.compute.batch_size):
-            (model or loaded.model)(batch)
+        for _, batch in inputs.batches(loaded.plan.compute.batch_size):
+            forward(model or loaded.model, batch)
 
 
 def _calibrate(loaded: Loaded) -> None:
-    split = loaded.splits["calibration"]
-    batches = canonical(split.inputs, split.row_digests)
-    calibrate(loaded.model, loaded.sites.activations, batches, examples=len(split))
+    inputs = loaded.calibration
+    batches = (inputs.batch(rows) for rows in canonical(inputs))
+    calibrate(loaded.model, loaded.sites.activations, batches, examples=len(inputs))
 
 
 def _timed(act: Callable[[], object]) -> float:

@@ -2,26 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 import numpy as np
 
+CLUSTER = "cluster"
+"""The column that names what examples come in groups of: documents, queries, users."""
+SLICE = "slice."
+"""Before the name of a column whose values are slices."""
+SCORED = "scored"
+"""The column that is False where a model gave no usable output (NaN or infinite)."""
 
-class Outcomes(Protocol):
-    """Per-example results of one model on one split, one row an example."""
 
-    def __len__(self) -> int: ...
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """Per-example results of one model on one split: a table with one row an example."""
+
+    columns: Mapping[str, np.ndarray]
+    """Arrays ``[examples, …]``; always among them `SCORED`, bool."""
+
+    def __len__(self) -> int:
+        return len(self.columns[SCORED])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    @cached_property
+    def unscored(self) -> int:
+        """How many examples gave no usable output."""
+        return int((~self.columns[SCORED]).sum())
 
     @property
-    def unscored(self) -> int:
-        """How many examples gave no usable output (NaN or infinite)."""
-        ...
+    def clusters(self) -> np.ndarray | None:
+        return self.columns.get(CLUSTER)
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """The table that is recorded: equal-length columns."""
-        ...
+    def take(self, which: np.ndarray) -> Outcomes:
+        """Some examples."""
+        return Outcomes({name: values[which] for name, values in self.columns.items()})
+
+    def beside(self, columns: Mapping[str, np.ndarray]) -> Outcomes:
+        """The table with more columns."""
+        return Outcomes({**self.columns, **columns})
+
+
+Aggregate = Callable[[np.ndarray], np.ndarray]
+"""From summed features ``[..., k]`` to values ``[...]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A statistic of sums over examples: resampling it is one matrix product."""
+
+    features: np.ndarray
+    """float64 ``[n, k]``."""
+    aggregate: Aggregate
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def of(self, counts: np.ndarray) -> np.ndarray:
+        """Its values where example i counts ``counts[:, i]`` times: ``[r, n]`` to ``[r]``."""
+        return self.aggregate(counts @ self.features)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """A statistic that needs every example at once (ranks, quantiles)."""
+
+    size: int
+    function: Callable[[np.ndarray], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def of(self, counts: np.ndarray) -> np.ndarray:
+        """Its values where example i counts ``counts[:, i]`` times: ``[r, n]`` to ``[r]``."""
+        return self.function(counts)
+
+
+Statistic = Sums | Weighted
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """How examples were drawn, and so how they are drawn again."""
+
+    clusters: np.ndarray | None = None
+    """What they come in groups of; None where each stands for itself."""
+    strata: np.ndarray | None = None
+    """Kinds whose numbers are fixed (anomalies and the rest); None for one kind."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +113,10 @@ class Evidence:
     note: str = ""
 
 
-PairedTest = Callable[["Metric", Sequence[np.ndarray], np.ndarray, float, float], list[Evidence]]
-"""(metric, features of each cell, features of the reference, margin, confidence) -> evidence."""
+PairedTest = Callable[
+    ["Metric", Sequence[Statistic], Statistic, Design, float, float], list[Evidence]
+]
+"""(metric, each cell's statistic, the reference's, design, margin, confidence) -> evidence."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +125,23 @@ class Metric:
 
     name: str
     higher_is_better: bool
-    test: PairedTest | None
+    statistic: Callable[[Outcomes, Outcomes], Statistic]
+    """From (cell, reference)."""
+    test: PairedTest | None = None
     """How a loss is tested against a margin; None: the metric is reported, not tested."""
-    features: Callable[[Outcomes, Outcomes], np.ndarray]
-    """float64 ``[n, k]`` from (cell, reference) outcomes."""
-    aggregate: Callable[[np.ndarray], np.ndarray]
-    """From features summed over examples, ``[..., k]``, to values ``[...]``."""
+    strata: Callable[[Outcomes], np.ndarray] | None = None
+    share: bool = True
+    """True where values lie between 0 and 1."""
 
     def value(self, cell: Outcomes, reference: Outcomes) -> float:
         if len(cell) == 0:
             raise ValueError(f"{self.name} of no examples is not defined")
-        return float(self.aggregate(self.features(cell, reference).sum(axis=0)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(self.statistic(cell, reference).of(np.ones((1, len(cell))))[0])
 
     def loss(self, value: float, reference: float) -> float:
         """How much worse ``value`` is than the reference's: positive is worse."""
         return reference - value if self.higher_is_better else value - reference
+
+    def design(self, reference: Outcomes) -> Design:
+        return Design(reference.clusters, self.strata(reference) if self.strata else None)

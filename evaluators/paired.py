@@ -11,27 +11,40 @@ from scipy.stats import norm
 
 from evaluators import tango
 from evaluators.bootstrap import Bootstrap, paired_bootstrap
-from evaluators.metric import Evidence, Metric
+from evaluators.metric import Design, Evidence, Metric, Statistic, Sums
 
 
 def binary(
     metric: Metric,
-    cells: Sequence[np.ndarray],
-    reference: np.ndarray,
+    cells: Sequence[Statistic],
+    reference: Statistic,
+    design: Design,
     margin: float,
     confidence: float,
 ) -> list[Evidence]:
-    """Tango's score test. Features: (hit, 1), where a hit is good or bad as the metric says."""
+    """Tango's score test. Features: (hit, counts), where a hit is good or bad as the metric says;
+    examples that do not count are in no pair. Clustered examples go to the bootstrap: pairs that
+    hang together are not the independent ones of the test."""
+    if design.clusters is not None:
+        return bootstrap(metric, cells, reference, design, margin, confidence)
+    theirs = _features(reference)
+    counts = theirs[:, 1] > 0
     return [
-        _tango(_pairs(cell[:, 0], reference[:, 0], metric), len(reference), margin, confidence)
+        _tango(
+            _pairs(_features(cell)[counts, 0], theirs[counts, 0], metric),
+            len(reference),
+            margin,
+            confidence,
+        )
         for cell in cells
     ]
 
 
 def each_group(
     metric: Metric,
-    cells: Sequence[np.ndarray],
-    reference: np.ndarray,
+    cells: Sequence[Statistic],
+    reference: Statistic,
+    design: Design,
     margin: float,
     confidence: float,
 ) -> list[Evidence]:
@@ -42,10 +55,12 @@ def each_group(
     intersection-union test; conservative). Harm is shown by the bootstrap of the minimum itself,
     for the cells where it could be: not where the loss was just shown to be below the margin.
     """
-    theirs, member = np.split(reference, 2, axis=1)
+    if design.clusters is not None:
+        return bootstrap(metric, cells, reference, design, margin, confidence)
+    theirs, member = np.split(_features(reference), 2, axis=1)
     worst = []
     for cell in cells:
-        hits, _ = np.split(cell, 2, axis=1)
+        hits, _ = np.split(_features(cell), 2, axis=1)
         tests = []
         for group in np.flatnonzero(member.any(axis=0)):
             inside = member[:, group] > 0
@@ -56,7 +71,7 @@ def each_group(
         note = "each class must pass by itself"
         worst.append(replace(deciding, bound=bound, p_reject=1.0, note=note))
     doubtful = [i for i, test in enumerate(worst) if test.p_accept > 1 - confidence]
-    drawn = bootstrap(metric, [cells[i] for i in doubtful], reference, margin, confidence)
+    drawn = bootstrap(metric, [cells[i] for i in doubtful], reference, design, margin, confidence)
     for i, found in zip(doubtful, drawn, strict=True):
         worst[i] = replace(worst[i], p_reject=found.p_reject)
     return worst
@@ -64,19 +79,25 @@ def each_group(
 
 def bootstrap(
     metric: Metric,
-    cells: Sequence[np.ndarray],
-    reference: np.ndarray,
+    cells: Sequence[Statistic],
+    reference: Statistic,
+    design: Design,
     margin: float,
     confidence: float,
 ) -> list[Evidence]:
-    """Paired BCa bootstrap of any aggregate. Says nothing where no outcome differs."""
-    drawn = paired_bootstrap(list(cells), reference, metric.aggregate) if cells else []
+    """Paired BCa bootstrap of any statistic. Says nothing where no outcome differs."""
+    drawn = paired_bootstrap(cells, reference, design) if cells else []
     return [
         _from_bootstrap(
             -sample if metric.higher_is_better else sample, len(reference), margin, confidence
         )
         for sample in drawn
     ]
+
+
+def _features(statistic: Statistic) -> np.ndarray:
+    assert isinstance(statistic, Sums)
+    return statistic.features
 
 
 def _pairs(ours: np.ndarray, theirs: np.ndarray, metric: Metric) -> tuple[int, int, int]:

@@ -35,13 +35,14 @@ DEFAULT_STORE = Path("mlruns")
 
 
 @app.command()
-def plan(config: Config, as_json: Json = False) -> None:
+def plan(config: Config, store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
     """Shows cells, sites, coverage and estimated cost; writes nothing."""
+    from audit.store import Store
     from flows.config import read_plan
     from flows.forecast import forecast
     from flows.show import print_forecast
 
-    found = forecast(read_plan(config))
+    found = forecast(read_plan(config), Store(store))
     _emit(found, as_json, print_forecast)
 
 

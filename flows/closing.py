@@ -13,27 +13,26 @@ from audit.note import calibration_note, cell_note, sweep_note
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators import EVALUATORS
 from flows.clock import Clock
 from flows.result import result_json
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, decision_json
+from tasks.decide import Decision, Evaluations, decision_json
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
 if TYPE_CHECKING:
     from audit.trail import Trail
 
-Cells = Sequence[tuple[Scheme, Evaluated]]
+Cells = Sequence[tuple[Scheme, Evaluations]]
 
 
 def close(
     loaded: Loaded,
     decision: Decision,
-    references: Mapping[str, Evaluated],
+    references: Mapping[str, Evaluations],
     calibration: Record | None,
     cells: Cells,
-    confirmed: Evaluated | None,
+    confirmed: Evaluations,
     parent: Record,
     folder: SweepFolder,
     recorder: Recorder,
@@ -57,7 +56,7 @@ def close(
 
         recorder.call(close_runs)
         recorder.wait()
-    result["cells_reused"] = sum(done.reused for _, done in cells)
+    result["cells_reused"] = sum(done.reused for _, by_task in cells for done in by_task.values())
     result["seconds"] = clock.summary() | {
         "training": round(loaded.training_seconds, 3),
         "recorder_cpu": round(recorder.cpu_seconds, 3),
@@ -99,28 +98,43 @@ def _files(
     return {
         "decision.json": encode.json_bytes(decided),
         "report.html": page.encode(),
-        "cells.csv": encode.csv_bytes([_row(c, result["headline"]) for c in result["cells"]]),
+        "cells.csv": encode.csv_bytes(_rows(result)),
         **{f"plots/{name}.png": data for name, data in figures.items()},
     }
 
 
 def _detailed(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme, Evaluated]:
     """The cell that the report shows site by site: the chosen one, else the closest."""
+    task = loaded.plan.tasks[0]
     if decision.chosen is not None:
-        return next(cell for cell in cells if cell[0] == decision.chosen)
-    closeness = EVALUATORS[loaded.plan.task.evaluator].closeness
-    return min(cells, key=lambda cell: cell[1].record.metrics.get(closeness, float("inf")))
+        scheme, done = next(cell for cell in cells if cell[0] == decision.chosen)
+        return scheme, done[task.name]
+    closeness = task.evaluator.metrics[task.evaluator.closeness]
+    sign = -1.0 if closeness.higher_is_better else 1.0
+
+    def distance(cell: tuple[Scheme, Evaluations]) -> float:
+        found = cell[1][task.name].record.metrics.get(closeness.name)
+        return float("inf") if found is None else sign * found
+
+    scheme, done = min(cells, key=distance)
+    return scheme, done[task.name]
 
 
-def _row(cell: Mapping[str, Any], headline: str) -> dict[str, Any]:
-    return {
-        "cell": cell["name"],
-        "verdict": cell["verdict"],
-        "status": cell["status"],
-        headline: cell["metrics"].get(headline),
-        "weight_bytes": cell["weight_bytes"],
-        "reasons": "; ".join(cell["reasons"]),
-    }
+def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    headlines = {task["name"]: task["headline"] for task in result["tasks"]}
+    return [
+        {
+            "cell": cell["name"],
+            "task": cell["task"],
+            "verdict": cell["verdict"],
+            "status": cell["status"],
+            "metric": headlines[cell["task"]],
+            "value": cell["metrics"].get(headlines[cell["task"]]),
+            "weight_bytes": cell["weight_bytes"],
+            "reasons": "; ".join(cell["reasons"]),
+        }
+        for cell in result["cells"]
+    ]
 
 
 def _commit(
@@ -134,14 +148,18 @@ def _commit(
     place = folder.place("decision", key)
     record = spool.recall(place)
     if record is None:
-        verdicts = [cell["verdict"] for cell in result["cells"]]
-        headline = result["headline"]
+        verdicts = [scheme["verdict"] for scheme in result["schemes"]]
         metrics = {
             **{
                 f"cells_{v}": float(verdicts.count(v)) for v in ("accept", "reject", "inconclusive")
             },
             "cells_failed": float(sum(c["status"] == "failed" for c in result["cells"])),
-            f"reference_{headline}": result["reference"]["selection"]["metrics"][headline],
+            **{
+                "reference_" + loaded.plan.key(task["headline"], task["name"]): task["reference"][
+                    "selection"
+                ]["metrics"][task["headline"]]
+                for task in result["tasks"]
+            },
         }
         record = spool.commit(place, Record("decision", key, "decision", metrics=metrics), files)
     return record, place
@@ -149,14 +167,19 @@ def _commit(
 
 def _evaluations(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The cells, and the confirmation where there was one."""
-    return [*result["cells"], *filter(None, [result["confirmation"]])]
+    return [*result["cells"], *result["confirmation"]]
+
+
+def _references(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(split, reference) of every task."""
+    return [found for task in result["tasks"] for found in task["reference"].items()]
 
 
 def _fill_run_ids(result: dict[str, Any], run_ids: Mapping[str, str], parent_key: str) -> None:
     result["run_id"] = run_ids[parent_key]
     for cell in _evaluations(result):
         cell["run_id"] = run_ids[cell["key"]]
-    for reference in result["reference"].values():
+    for _, reference in _references(result):
         reference["run_id"] = run_ids[reference["key"]]
     calibration = result["calibration"]
     calibration["run_id"] = run_ids.get(calibration["key"])
@@ -176,7 +199,7 @@ def _close_runs(
         finished = cell["status"] == "finished"
         tags = {"verdict": cell["verdict"], "status": cell["status"]}
         trail.end(run_ids[cell["key"]], tags, cell_note(cell), record.ended, finished)
-    for split, reference in result["reference"].items():
+    for split, reference in _references(result):
         note = f"Full precision on the {split} split."
         trail.end(run_ids[reference["key"]], {}, note, record.ended, True)
     if calibration is not None:

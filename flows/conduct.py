@@ -15,6 +15,7 @@ from flows.closing import close
 from flows.opening import open_sweep
 from flows.progress import reporter
 from halfstep.scheme import Scheme
+from tasks.data import Data
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 from tasks.plan import Plan
@@ -34,7 +35,7 @@ def conduct(
     with ThreadPoolExecutor(1) as beside, clock.work("load"):
         environ = beside.submit(environment.capture)
         reporter().say("loading data and subject")
-        loaded = steps.load(plan, store.path)
+        loaded = steps.load(plan, store)
     with store.writing(f"sweep of {plan.name!r}"):
         folder = store.sweep(loaded.sweep_key, fresh)
         finished = _finished(folder, store)
@@ -68,8 +69,14 @@ def _sweep(
         return done
 
     report.say("reference")
+    names = [task.name for task in plan.tasks]
     references = {
-        split: evaluated(steps.reference(loaded, split, folder, report.advance), "reference")
+        split: {
+            task: evaluated(
+                steps.reference(loaded, task, split, folder, report.advance), "reference"
+            )
+            for task in names
+        }
         for split in ("selection", "confirmation")
     }
     report.say("calibrating")
@@ -78,20 +85,32 @@ def _sweep(
     if calibrated.record is not None:
         recorder.child(calibrated.record, calibrated.folder)
 
-    def run(scheme: Scheme, split: str, stage: str) -> Evaluated:
-        done = steps.cell(
-            loaded, calibrated.treatments, scheme, split, references[split], folder, report.advance
-        )
-        return evaluated(done, stage)
+    def run(scheme: Scheme, split: str, stage: str) -> dict[str, Evaluated]:
+        return {
+            task: evaluated(
+                steps.cell(
+                    loaded,
+                    calibrated.treatments,
+                    scheme,
+                    task,
+                    split,
+                    references[split][task],
+                    folder,
+                    report.advance,
+                ),
+                stage,
+            )
+            for task in names
+        }
 
-    cells: list[tuple[Scheme, Evaluated]] = []
+    cells: list[tuple[Scheme, dict[str, Evaluated]]] = []
     for number, scheme in enumerate(plan.schemes, 1):
         report.say(f"{number}/{len(plan.schemes)} {scheme.name}")
         cells.append((scheme, run(scheme, "selection", "cells")))
     report.say("judging")
     with clock.work("decide"):
         judgements, chosen = steps.select(loaded, references["selection"], cells)
-    confirmed = None
+    confirmed: dict[str, Evaluated] = {}
     if chosen is not None:
         report.say(f"confirming {chosen.name}")
         confirmed = run(chosen, "confirmation", "confirm")
@@ -115,13 +134,22 @@ def _sweep(
 
 
 def planned_examples(loaded: Loaded) -> int:
-    """Examples that all passes of a sweep see, for the progress bar and the plan's estimate."""
-    sizes = {name: len(examples) for name, examples in loaded.splits.items()}
-    cells = len(loaded.plan.schemes)
-    passes = calibration_passes(loaded.plan.schemes)
-    return (
-        passes * sizes["calibration"] + (2 + cells) * sizes["selection"] + 2 * sizes["confirmation"]
-    )
+    """Rows that all passes of a sweep see, for the progress bar."""
+    return sum(passes_of(loaded.plan, loaded.data).values())
+
+
+def passes_of(plan: Plan, data: Data) -> dict[str, int]:
+    """Rows that each kind of pass runs the model on."""
+    rows = {
+        split: sum(len(found.splits[split].inputs) for found in data.tasks.values())
+        for split in ("selection", "confirmation")
+    }
+    return {
+        "calibration": calibration_passes(plan.schemes) * len(data.calibration),
+        "reference": 2 * rows["selection"] + rows["confirmation"],
+        "cells": len(plan.schemes) * rows["selection"],
+        "confirmation": rows["confirmation"],
+    }
 
 
 def calibration_passes(schemes: Sequence[Scheme]) -> int:

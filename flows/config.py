@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluators import EVALUATORS
-from evaluators.acceptance import LIMITS, RESOURCES, Criterion
+from evaluators.acceptance import FEWEST_IN_A_SLICE, LIMITS, RESOURCES, Criterion
 from flows import parse
 from flows.matrix import read_overrides, schemes
-from halfstep.errors import UserError
-from halfstep.scheme import skipping
+from halfstep.errors import UserError, allowed
+from halfstep.formats import FORMATS
+from halfstep.scheme import Scheme, Spec, skipping
 from sources import DATASETS, SUBJECTS
-from tasks.plan import SPLITS, Compute, Plan, SplitSpec, Task
+from sources.tabular import Tabular
+from sources.transforms import Language
+from tasks.plan import SPLITS, Compute, Named, Plan, SplitSpec, Task
 
 KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "compute")
 FEWEST_CALIBRATION_SAMPLES = 16
 """Below this a range says more about the luck of the draw than about the data."""
+TASK_NAME = re.compile(r"[\w .-]+", re.ASCII)
 
 
 def read_plan(path: Path) -> Plan:
@@ -33,9 +38,6 @@ def read_plan(path: Path) -> Plan:
             f"name: {name!r} is not allowed: it names an MLflow experiment and model, "
             "so it is not empty and holds no '/' or ':'"
         )
-    tasks = parse.required(config, "tasks", f"config {path}")
-    if not isinstance(tasks, list) or len(tasks) != 1:
-        raise UserError("tasks: a list of exactly one task is supported by this version")
     sites = parse.mapping(config.get("sites", {}), "sites", ["skip", "overrides"])
     skip = tuple(parse.typed_value(list[str], sites.get("skip", []), "sites.skip"))
     overrides = read_overrides(sites.get("overrides", []))
@@ -45,51 +47,118 @@ def read_plan(path: Path) -> Plan:
     compute = parse.build(Compute, config.get("compute", {}), "compute")
     for key in ("threads", "batch_size"):
         parse.whole(getattr(compute, key), f"compute.{key}", 1)
+    subject = _source(SUBJECTS, parse.required(config, "subject", f"config {path}"), "subject")
+    tasks = _tasks(parse.required(config, "tasks", f"config {path}"), subject)
     return Plan(
         name=name,
-        subject=_source(SUBJECTS, parse.required(config, "subject", f"config {path}"), "subject"),
-        task=_task(tasks[0]),
+        taken_from=subject,
+        tasks=tasks,
         schemes=kept,
         folded_duplicates=duplicates,
         skip=skip,
         overrides=overrides,
         objective=parse.one_of(objective, RESOURCES, "objective", "resource"),
         compute=compute,
+        plugins=_plugins(subject, tasks, kept),
     )
 
 
-def _source(kinds: Mapping[str, Any], value: object, where: str) -> Any:
+def _source(kinds: Mapping[str, Any], value: object, where: str) -> Named:
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: expected a mapping with a source, got {value!r}")
     source = parse.one_of(parse.required(value, "source", where), kinds, where, "source")
-    return parse.build(kinds[source], {k: v for k, v in value.items() if k != "source"}, where)
+    settings = {k: v for k, v in value.items() if k != "source"}
+    return Named(source, parse.build(kinds[source], settings, where))
 
 
-def _task(value: object) -> Task:
-    keys = ("name", "evaluator", "data", "splits", "criteria")
-    task = parse.mapping(value, "tasks[0]", keys)
-    evaluator = parse.one_of(
-        parse.required(task, "evaluator", "tasks[0]"), EVALUATORS, "tasks[0].evaluator", "evaluator"
-    )
-    splits = parse.mapping(parse.required(task, "splits", "tasks[0]"), "splits", SPLITS)
-    parsed = {name: _split(name, parse.required(splits, name, "splits")) for name in SPLITS}
-    rules = parse.required(task, "criteria", "tasks[0]")
+def _tasks(value: object, subject: Named) -> tuple[Task, ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError("tasks: a list of at least one task is needed")
+    tasks = tuple(_task(task, f"tasks[{i}]", subject) for i, task in enumerate(value))
+    for i, task in enumerate(tasks):
+        if task.name in [other.name for other in tasks[:i]]:
+            raise UserError(f"tasks[{i}].name: {task.name!r} stands twice")
+    if not any(task.calibration for task in tasks):
+        raise UserError("tasks[0].splits: key 'calibration' is missing")
+    return tasks
+
+
+def _task(value: object, where: str, subject: Named) -> Task:
+    keys = ("name", "evaluator", "data", "splits", "criteria", "cluster", "max_unscored")
+    task = parse.mapping(value, where, keys)
+    name = parse.typed_value(str, parse.required(task, "name", where), f"{where}.name")
+    if not TASK_NAME.fullmatch(name):
+        raise UserError(
+            f"{where}.name: {name!r} is not allowed: it names MLflow params and tags, so it is of "
+            "letters, digits, spaces and the signs _ - ."
+        )
+    evaluator = _evaluator(parse.required(task, "evaluator", where), f"{where}.evaluator")
+    rules = parse.required(task, "criteria", where)
     if not isinstance(rules, list) or not rules:
         raise UserError(
-            "tasks[0].criteria: a list of at least one criterion is needed: a verdict "
+            f"{where}.criteria: a list of at least one criterion is needed: a verdict "
             "without a declared criterion is an opinion"
         )
+    criteria = tuple(
+        _criterion(rule, f"{where}.criteria[{i}]", evaluator) for i, rule in enumerate(rules)
+    )
+    cluster = task.get("cluster")
+    if cluster is not None:
+        parse.typed_value(str, cluster, f"{where}.cluster")
+    unscored = task.get("max_unscored", 0.0)
+    if unscored != 0:
+        unscored = parse.number(unscored, f"{where}.max_unscored", 0.0, 1.0)
+    data = _source(DATASETS, parse.required(task, "data", where), f"{where}.data")
+    data, cluster = _fitted(data, subject, criteria, cluster)
+    splits = parse.mapping(parse.required(task, "splits", where), f"{where}.splits", SPLITS)
+    given = {name: _split(name, splits[name], where) for name in SPLITS if name in splits}
+    for split in ("selection", "confirmation"):
+        parse.required(splits, split, f"{where}.splits")
     return Task(
-        name=parse.typed_value(str, parse.required(task, "name", "tasks[0]"), "tasks[0].name"),
-        evaluator=evaluator,
-        data=_source(DATASETS, parse.required(task, "data", "tasks[0]"), "tasks[0].data"),
-        **parsed,
-        criteria=tuple(_criterion(r, f"criteria[{i}]", evaluator) for i, r in enumerate(rules)),
+        name=name,
+        evaluated_by=evaluator,
+        taken_from=data,
+        calibration=given.get("calibration"),
+        selection=given["selection"],
+        confirmation=given["confirmation"],
+        criteria=criteria,
+        cluster=cluster,
+        max_unscored=float(unscored),
     )
 
 
-def _split(name: str, value: object) -> SplitSpec:
-    where = f"splits.{name}"
+def _evaluator(value: object, where: str) -> Named:
+    """A name, or a mapping of a name with options."""
+    settings: Mapping[str, Any] = {"name": value} if isinstance(value, str) else {}
+    if isinstance(value, Mapping):
+        settings = value
+    elif not settings:
+        raise UserError(f"{where}: expected a name or a mapping with a name, got {value!r}")
+    name = parse.one_of(parse.required(settings, "name", where), EVALUATORS, where, "evaluator")
+    options = {k: v for k, v in settings.items() if k != "name"}
+    return Named(name, parse.build(EVALUATORS[name], options, where))
+
+
+def _fitted(
+    data: Named, subject: Named, criteria: Sequence[Criterion], cluster: str | None
+) -> tuple[Named, str | None]:
+    """The data with the subject's own tokenizer where none is named, and with the columns kept
+    that clusters and slices go by; and the cluster, which for documents goes without saying."""
+    source = data.value
+    if not isinstance(source, Tabular):
+        return data, cluster
+    source = source.for_subject(getattr(subject.value, "processor", None))
+    wanted = [c.slice for c in criteria if c.slice is not None]
+    if cluster is not None:
+        wanted.append(cluster)
+    elif source.language is not None:
+        cluster = Language.CLUSTER
+    source = source.keeping([name for name in wanted if name not in source.made])
+    return Named(data.name, source), cluster
+
+
+def _split(name: str, value: object, task: str) -> SplitSpec:
+    where = f"{task}.splits.{name}"
     split = parse.mapping(value, where, ["from", "samples", "seed", "targets"])
     samples = split.get("samples")
     if samples is not None:
@@ -106,11 +175,16 @@ def _split(name: str, value: object) -> SplitSpec:
     )
 
 
-def _criterion(value: object, where: str, evaluator: str) -> Criterion:
-    rule = parse.mapping(value, where, ["metric", "confidence", *LIMITS])
-    metrics = EVALUATORS[evaluator].metrics
+def _criterion(value: object, where: str, evaluator: Named) -> Criterion:
+    rule = parse.mapping(value, where, ["metric", "confidence", "slice", "min_examples", *LIMITS])
+    metrics = evaluator.value.metrics
     tested = [name for name, metric in metrics.items() if metric.test is not None]
     name = parse.required(rule, "metric", where)
+    if name in metrics and name not in tested:
+        raise UserError(
+            f"{where}.metric: {name} is reported, not tested; "
+            f"{allowed(name, [*tested, *RESOURCES])}"
+        )
     parse.one_of(name, [*tested, *RESOURCES], f"{where}.metric", "metric")
     given = [limit for limit in LIMITS if limit in rule]
     if name in RESOURCES:
@@ -123,10 +197,30 @@ def _criterion(value: object, where: str, evaluator: str) -> Criterion:
         )
     margin = parse.number(rule[wanted], f"{where}.{wanted}", 0.0, 1e9)
     if wanted == "max_ratio":
-        if "confidence" in rule:
-            raise UserError(f"{where}: {name} is counted, not sampled; confidence has no meaning")
+        for key in ("confidence", "slice", "min_examples"):
+            if key in rule:
+                raise UserError(f"{where}: {name} is counted, not sampled; {key} has no meaning")
         return Criterion(name, wanted, margin)
     confidence = parse.number(rule.get("confidence", 0.95), f"{where}.confidence", 0.5, 0.9999)
-    if wanted == "max_drop" and margin >= 1:
-        raise UserError(f"{where}.max_drop: {margin:g} is not allowed: {name} lies between 0 and 1")
-    return Criterion(name, wanted, margin, confidence)
+    if metrics[name].share and margin >= 1:
+        raise UserError(f"{where}.{wanted}: {margin:g} is not allowed: {name} lies between 0 and 1")
+    column = rule.get("slice")
+    if column is None and "min_examples" in rule:
+        raise UserError(f"{where}: min_examples is of slices, and no slice is given")
+    if column is not None:
+        parse.typed_value(str, column, f"{where}.slice")
+    fewest = parse.whole(rule.get("min_examples", FEWEST_IN_A_SLICE), f"{where}.min_examples", 2)
+    return Criterion(name, wanted, margin, confidence, column, fewest)
+
+
+def _plugins(subject: Named, tasks: Sequence[Task], cells: Sequence[Scheme]) -> tuple[str, ...]:
+    """Where what other packages add comes from."""
+    used = [(SUBJECTS, subject.name)]
+    used += [(EVALUATORS, task.evaluated_by.name) for task in tasks]
+    used += [(DATASETS, task.taken_from.name) for task in tasks]
+    specs = [s for c in cells for s in (c.weights, c.activations) if s is not None]
+    sides = [side for c in cells for o in c.overrides for side in (o.weights, o.activations)]
+    specs += [side for side in sides if isinstance(side, Spec)]
+    used += [(FORMATS, spec.format.name) for spec in specs]
+    found = [known.origin(name) for known, name in used]
+    return tuple(sorted({origin for origin in found if origin is not None}))

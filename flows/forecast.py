@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flows.conduct import calibration_passes
+from audit.registry import fetch
+from audit.store import Store
+from flows.conduct import passes_of
 from flows.opening import sites_json
+from halfstep.batches import Batch, forward, size
 from halfstep.coverage import covered
 from halfstep.resources import (
     bit_operations,
@@ -16,43 +21,52 @@ from halfstep.resources import (
     reference_bytes,
     weight_bytes,
 )
-from tasks.load import prepare, read_data, set_up
+from sources import Context
+from tasks.data import read_data
+from tasks.load import prepare, set_up
 from tasks.plan import Plan
 
 
-def forecast(plan: Plan) -> dict[str, Any]:
+def forecast(plan: Plan, store: Store) -> dict[str, Any]:
     """Reads the data and builds the model's structure (untrained), and counts.
 
     Raises:
         UserError: whatever would stop the sweep before its first cell, save bad weights.
     """
     set_up(plan.compute)
-    pools, splits = read_data(plan)
-    folding, sites, places = prepare(plan, plan.subject.structure(pools), splits["calibration"])
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(Path(folder), lambda address: fetch(store, address))
+        data = read_data(plan, context)
+        model = plan.subject.structure(data.pools, context)
+        folding, sites, places = prepare(plan, model, data.calibration)
+        passes = passes_of(plan, data)
+        batches = [
+            found.splits["selection"].inputs.sample(plan.compute.batch_size)
+            for found in data.tasks.values()
+        ]
+    per_row = sum(_seconds(folding.model, b) for b in batches) / sum(map(size, batches))
     reference = reference_bytes(folding.model)
-    sizes = {name: len(examples) for name, examples in splits.items()}
-    cells = len(plan.schemes)
-    passes = {
-        "calibration": calibration_passes(plan.schemes) * sizes["calibration"],
-        "reference": 2 * sizes["selection"] + sizes["confirmation"],
-        "cells": cells * sizes["selection"],
-        "confirmation": sizes["confirmation"],
-    }
-    batch = splits["selection"].inputs[: plan.compute.batch_size]
-    per_example = _seconds(folding.model, batch) / len(batch)
     return {
         "name": plan.name,
         "subject": plan.to_json()["subject"],
-        "splits": sizes,
-        "criteria": [criterion.to_json() for criterion in plan.task.criteria],
+        "calibration_rows": len(data.calibration),
+        "tasks": [
+            {
+                "name": task.name,
+                "evaluator": task.evaluated_by.name,
+                "splits": {n: len(e) for n, e in data.tasks[task.name].splits.items()},
+                "criteria": [criterion.to_json() for criterion in task.criteria],
+            }
+            for task in plan.tasks
+        ],
         "objective": plan.objective,
         "duplicates": plan.folded_duplicates,
         "cells": [
             {
                 "name": scheme.name,
                 "scheme": scheme.to_json(),
-                "weight_bytes": (size := weight_bytes(folding.model, sites, scheme)),
-                "weight_ratio": size / reference,
+                "weight_bytes": (stored := weight_bytes(folding.model, sites, scheme)),
+                "weight_ratio": stored / reference,
                 "bits_per_weight": bits_per_weight(sites, scheme),
                 "bit_operations_ratio": bit_operations(sites, scheme)
                 / max(bit_operations(sites, None), 1),
@@ -75,18 +89,18 @@ def forecast(plan: Plan) -> dict[str, Any]:
             }
             for row in covered(places, plan.schemes[0], sites, plan.skip)
         ],
-        "notes": [*folding.notes, *sites.notes],
+        "notes": [*data.notes, *folding.notes, *sites.notes],
         "examples_to_run": passes,
-        "estimated_seconds": round(sum(passes.values()) * per_example, 1),
+        "estimated_seconds": round(sum(passes.values()) * per_row, 1),
     }
 
 
-def _seconds(model: torch.nn.Module, batch: torch.Tensor) -> float:
+def _seconds(model: torch.nn.Module, batch: Batch) -> float:
     """Best of three plain passes, after one to warm up."""
     times = []
     with torch.inference_mode():
         for _ in range(4):
             before = time.perf_counter()
-            model(batch)
+            forward(model, batch)
             times.append(time.perf_counter() - before)
     return min(times[1:])

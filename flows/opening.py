@@ -11,6 +11,8 @@ from audit.environment import private
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
+from evaluators.acceptance import Criterion
+from halfstep.examples import Examples
 from halfstep.sites import Sites
 from tasks.ledger import coverage_rows
 from tasks.load import Loaded
@@ -41,18 +43,20 @@ def _record(loaded: Loaded, folder: SweepFolder) -> Record:
         tags={
             "subject_digest": loaded.subject.digest,
             "protocol_digest": loaded.protocol_digest,
-            **{f"{split}_sha256": e.digest for split, e in loaded.splits.items()},
+            **{f"{name}_sha256": e.digest for name, e in _splits(loaded).items()},
         },
         params={
-            "evaluator": plan.task.evaluator,
+            "evaluator": ", ".join(dict.fromkeys(task.evaluated_by.name for task in plan.tasks)),
+            "tasks": ", ".join(task.name for task in plan.tasks),
             "objective": plan.objective,
             "cells": str(len(plan.schemes)),
             "threads": str(plan.compute.threads),
             "batch_size": str(plan.compute.batch_size),
             **{
-                f"criterion.{c.metric}": f"{c.limit} {c.margin:g}"
+                "criterion." + plan.key(_param(c), task.name): f"{c.limit} {c.margin:g}"
                 + ("" if c.counted else f" at {c.confidence:.0%}")
-                for c in plan.task.criteria
+                for task in plan.tasks
+                for c in task.criteria
             },
         },
         started=time.time(),
@@ -75,7 +79,8 @@ def _subject(loaded: Loaded) -> dict[str, Any]:
     return {
         "digest": loaded.subject.digest,
         "origin": loaded.subject.origin,
-        "implementation": loaded.implementation,
+        "notes": list(loaded.subject.notes),
+        "implementation": dict(loaded.implementation),
         "architecture": str(loaded.subject.model).splitlines(),
         "sites": sites_json(loaded.sites),
         "batch_norm": {
@@ -102,18 +107,36 @@ def sites_json(sites: Sites) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _datasets(loaded: Loaded) -> dict[str, dict[str, Any]]:
-    """What MLflow shows as dataset inputs; its own digests read only the first rows."""
-    source = private(json.dumps(loaded.plan.to_json()["tasks"][0]["data"]))  # type: ignore[index]
+def _splits(loaded: Loaded) -> dict[str, Examples]:
+    """Every split of every task, under the name of its task where there are several."""
     return {
-        split: {
-            "name": f"{loaded.plan.task.name} {split}",
+        loaded.plan.key(name, task): examples
+        for task, found in loaded.data.tasks.items()
+        for name, examples in found.splits.items()
+    }
+
+
+def _datasets(loaded: Loaded) -> list[dict[str, Any]]:
+    """What MLflow shows as dataset inputs; its own digests read only the first rows."""
+    return [
+        {
+            "name": f"{task} {split}",
+            "context": split,
             "sha256": examples.digest,
             "examples": len(examples),
-            "source": source,
+            "source": private(json.dumps(found.task.taken_from.to_json("source"))),
             "profile": json.dumps(
-                {"examples": len(examples), "shape": list(examples.inputs.shape[1:])}
+                {
+                    "examples": len(examples),
+                    "rows": len(examples.inputs),
+                    "inputs": examples.inputs.shape,
+                }
             ),
         }
-        for split, examples in loaded.splits.items()
-    }
+        for task, found in loaded.data.tasks.items()
+        for split, examples in found.splits.items()
+    ]
+
+
+def _param(criterion: Criterion) -> str:
+    return criterion.label.replace(" ", "_")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -76,17 +76,30 @@ def build(cls: type[T], value: object, where: str) -> T:
         if field.default is MISSING and field.default_factory is MISSING:
             required(given, field.name, where)
     hints = get_type_hints(cls)
-    typed = {key: typed_value(hints[key], item, f"{where}.{key}") for key, item in given.items()}
+    typed = {key: _field(hints[key], item, f"{where}.{key}") for key, item in given.items()}
     return cls(**typed)
 
 
+def _field(hint: Any, value: object, where: str) -> Any:
+    """One field: a dataclass inside a dataclass is built the same way."""
+    inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+    if inner is not None and isinstance(value, Mapping):
+        return build(inner, value, where)  # type: ignore[arg-type]
+    return typed_value(hint, value, where)
+
+
 def typed_value(kind: Any, value: object, where: str) -> Any:
-    """``value`` if it has the type; nothing but int to float is converted."""
+    """``value`` if it has the type; nothing is converted but int to float, and lists to tuples."""
+    given = _tuples(value) if "tuple" in str(kind) else value
     try:
-        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(given)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise UserError(f"{where}: {value!r} is not allowed: {message}") from None
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def one_of(value: object, choices: Iterable[str], where: str, what: str) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators import EVALUATORS
 from halfstep.scheme import Scheme
-from tasks.decide import Decision
+from tasks.decide import Decision, Evaluations
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
@@ -21,47 +20,37 @@ def result_json(
     loaded: Loaded,
     decision: Decision,
     decided: Mapping[str, Any],
-    references: Mapping[str, Evaluated],
-    cells: Sequence[tuple[Scheme, Evaluated]],
-    confirmed: Evaluated | None,
+    references: Mapping[str, Evaluations],
+    cells: Sequence[tuple[Scheme, Evaluations]],
+    confirmed: Evaluations,
     calibration: Record | None,
     folder: SweepFolder,
 ) -> dict[str, Any]:
     """Everything but run ids and seconds, which are known last."""
     plan = loaded.plan
-    verdicts = {cell["name"]: cell for cell in decided["cells"]}
+    tasks = [_task_json(loaded, task.name, references) for task in plan.tasks]
+    verdicts = {(cell["name"], cell["task"]): cell for cell in decided["cells"]}
+    details = [done.record.detail for done in references["selection"].values()]
     return {
         "sweep_id": folder.sweep_id,
         "run_id": None,
         "name": plan.name,
         "experiment": plan.name,
         "experiment_id": None,
-        "evaluator": plan.task.evaluator,
-        "headline": EVALUATORS[plan.task.evaluator].headline,
         "subject_digest": loaded.subject.digest,
         "protocol_digest": loaded.protocol_digest,
-        "splits": {
-            name: {"examples": len(examples), "sha256": examples.digest}
-            for name, examples in loaded.splits.items()
-        },
-        "criteria": decided["criteria"],
+        "notes": loaded.notes,
+        "tasks": tasks,
+        "reference": tasks[0]["reference"],
         "overrides": [str(override) for override in plan.overrides],
         "skipped": list(plan.skip),
-        "reference": {
-            split: {
-                "key": done.record.key,
-                "run_id": None,
-                "metrics": done.record.metrics,
-                "outcomes_digest": done.record.detail["outcomes_digest"],
-            }
-            for split, done in references.items()
-        },
-        "deterministic": references["selection"].record.detail["deterministic"],
-        "nondeterministic_operators": references["selection"].record.detail[
-            "nondeterministic_operators"
-        ],
+        "deterministic": all(detail["deterministic"] for detail in details),
+        "nondeterministic_operators": sorted(
+            {name for detail in details for name in detail["nondeterministic_operators"]}
+        ),
         "calibration": {
             **(calibration.detail | {"key": calibration.key} if calibration else NOT_CALIBRATED),
+            "rows": len(loaded.calibration),
             "run_id": None,
         },
         "batch_norm": {
@@ -69,23 +58,67 @@ def result_json(
             "max_relative_difference": loaded.folding.max_relative_difference,
             "notes": list(loaded.folding.notes),
         },
-        "cells": [cell_json(scheme, done, verdicts[scheme.name]) for scheme, done in cells],
-        "confirmation": cell_json(decision.chosen, confirmed, decided["confirmation"])
-        if decision.chosen and confirmed
-        else None,
+        "schemes": [
+            {
+                "name": scheme.name,
+                "verdict": decision.overall(scheme.name),
+                "tasks": {t: j[scheme.name].verdict for t, j in decision.selection.items()},
+            }
+            for scheme, _ in cells
+        ],
+        "cells": [
+            cell_json(scheme, task, done, verdicts[scheme.name, task])
+            for scheme, by_task in cells
+            for task, done in by_task.items()
+        ],
+        "confirmation": [
+            cell_json(decision.chosen, found["task"], confirmed[found["task"]], found)
+            for found in decided["confirmation"]
+            if decision.chosen is not None
+        ],
         "decision": {
-            key: decided[key]
-            for key in ("verdict", "cell", "summary", "criteria", "limits", "digest")
-        },
+            key: decided[key] for key in ("verdict", "cell", "summary", "tasks", "limits", "digest")
+        }
+        | {"criteria": [c for task in decided["tasks"] for c in task["criteria"]]},
         "seconds": {},
     }
 
 
-def cell_json(scheme: Scheme, done: Evaluated, verdict: Mapping[str, Any]) -> dict[str, Any]:
+def _task_json(loaded: Loaded, name: str, references: Mapping[str, Evaluations]) -> dict[str, Any]:
+    """A task with what the reference came to on it."""
+    task = loaded.task(name)
+    return {
+        "name": name,
+        "evaluator": task.evaluated_by.name,
+        "headline": task.evaluator.headline,
+        "protocol_digest": loaded.task_protocols[name],
+        "splits": {
+            split: {"examples": len(examples), "sha256": examples.digest}
+            for split, examples in loaded.data.tasks[name].splits.items()
+        },
+        "cluster": task.cluster,
+        "criteria": [criterion.to_json() for criterion in task.criteria],
+        "reference": {split: _reference_json(done[name]) for split, done in references.items()},
+    }
+
+
+def _reference_json(done: Evaluated) -> dict[str, Any]:
+    return {
+        "key": done.record.key,
+        "run_id": None,
+        "metrics": done.record.metrics,
+        "outcomes_digest": done.record.detail["outcomes_digest"],
+    }
+
+
+def cell_json(
+    scheme: Scheme, task: str, done: Evaluated, verdict: Mapping[str, Any]
+) -> dict[str, Any]:
     """One cell with its verdict."""
     detail = done.record.detail
     return {
         "name": scheme.name,
+        "task": task,
         "key": done.record.key,
         "run_id": None,
         "scheme": scheme.to_json(),
@@ -100,6 +133,7 @@ def cell_json(scheme: Scheme, done: Evaluated, verdict: Mapping[str, Any]) -> di
         "bits_per_weight": detail.get("bits_per_weight"),
         "coverage": detail.get("coverage"),
         "certificate": detail.get("certificate"),
+        "unscored": detail.get("unscored"),
         "notes": detail.get("notes", []),
         "reused_from": done.record.tags.get("reused_from"),
     }

@@ -43,37 +43,33 @@ def progress_bar() -> Iterator[None]:
 
 def print_sweep(result: Mapping[str, Any], store: Store) -> None:
     """Cells, decision, and where to look."""
-    headline = result["headline"]
-    reference = result["reference"]["selection"]["metrics"]
-    _say(
-        f"{result['name']} · sweep {result['sweep_id']} · reference {headline} "
-        f"{reference[headline]:.4f} on {result['splits']['selection']['examples']} examples"
-    )
+    _say(f"{result['name']} · sweep {result['sweep_id']}")
+    for task in result["tasks"]:
+        headline = task["headline"]
+        _say(
+            f"{task['name']}: reference {headline} "
+            f"{task['reference']['selection']['metrics'][headline]:.4f} on "
+            f"{task['splits']['selection']['examples']} examples"
+        )
     for override in result["overrides"]:
         _say(f"override: {override}")
     for pattern in result["skipped"]:
         _say(f"skipped: {pattern}")
-    base = reference["weight_bytes"]
-    rows = [
-        [
-            cell["name"],
-            cell["verdict"] if cell["status"] == "finished" else cell["status"],
-            f"{cell['metrics'][headline]:.4f}" if headline in cell["metrics"] else "-",
-            f"{cell['weight_bytes'] / base:.3f}" if cell["weight_bytes"] else "-",
-            cell["reasons"][0] if cell["reasons"] else "",
-        ]
-        for cell in result["cells"]
-    ]
-    _table(["cell", "verdict", headline, "size", "why"], rows)
+    if len(result["tasks"]) == 1:
+        _print_cells(result)
+    else:
+        _print_schemes(result)
     _notes(result)
     decision = result["decision"]
     _say("")
     _say(
         f"{decision['verdict'].upper()}: {decision['summary']}", style=COLOURS[decision["verdict"]]
     )
-    if result["confirmation"]:
-        for finding in result["confirmation"]["findings"]:
-            _say(f"  {finding['verdict']}: {finding['reason']}")
+    several = len(result["tasks"]) > 1
+    for cell in result["confirmation"]:
+        for finding in cell["findings"]:
+            where = f"{cell['task']}: " if several else ""
+            _say(f"  {finding['verdict']}: {where}{finding['reason']}")
     _say("")
     if result.get("reused"):
         _say("Recorded before with the same digests; nothing was run. Use --fresh to run anew.")
@@ -92,13 +88,68 @@ def print_sweep(result: Mapping[str, Any], store: Store) -> None:
     _say(f"{server}/#/{page}?workflowType=machine_learning")
 
 
+def _print_cells(result: Mapping[str, Any]) -> None:
+    """One row a cell: for sweeps of one task."""
+    headline = result["tasks"][0]["headline"]
+    base = result["reference"]["selection"]["metrics"]["weight_bytes"]
+    rows = [
+        [
+            cell["name"],
+            cell["verdict"] if cell["status"] == "finished" else cell["status"],
+            f"{cell['metrics'][headline]:.4f}" if headline in cell["metrics"] else "-",
+            _ratio(cell, base),
+            _first(cell["reasons"]),
+        ]
+        for cell in result["cells"]
+    ]
+    _table(["cell", "verdict", headline, "size", "why"], rows)
+
+
+def _print_schemes(result: Mapping[str, Any]) -> None:
+    """One row a scheme, a column a task; then why each cell fell as it did."""
+    base = result["reference"]["selection"]["metrics"]["weight_bytes"]
+    cells = {(cell["name"], cell["task"]): cell for cell in result["cells"]}
+    rows = []
+    for scheme in result["schemes"]:
+        own = [(task, cells[scheme["name"], task["name"]]) for task in result["tasks"]]
+        rows.append(
+            [
+                scheme["name"],
+                scheme["verdict"],
+                _ratio(own[0][1], base),
+                *(_outcome(task, cell) for task, cell in own),
+            ]
+        )
+    heads = [f"{task['name']} ({task['headline']})" for task in result["tasks"]]
+    _table(["cell", "verdict", "size", *heads], rows)
+    _say("")
+    for cell in result["cells"]:
+        if cell["verdict"] != "accept":
+            _say(f"{cell['verdict']}: {cell['name']} · {cell['task']}: {_first(cell['reasons'])}")
+
+
+def _outcome(task: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+    if cell["status"] != "finished":
+        return str(cell["status"])
+    value = cell["metrics"].get(task["headline"])
+    return f"{cell['verdict']} {value:.4f}" if value is not None else str(cell["verdict"])
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return reasons[0] if reasons else ""
+
+
+def _ratio(cell: Mapping[str, Any], base: float) -> str:
+    return f"{cell['weight_bytes'] / base:.3f}" if cell["weight_bytes"] else "-"
+
+
 def _notes(result: Mapping[str, Any]) -> None:
     """What was named on the way, once each."""
     counted: dict[str, int] = {}
     for cell in result["cells"]:
         for note in cell["notes"]:
             counted[note] = counted.get(note, 0) + 1
-    notes = determinism_notes(result)
+    notes = [*result["notes"], *determinism_notes(result)]
     notes += [*result["calibration"]["notes"], *result["batch_norm"]["notes"]]
     notes += [f"{note} ({n} cells)" for note, n in counted.items()]
     for note in notes[:12]:
@@ -136,9 +187,16 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     _say(
         f"{found['name']}: {len(found['cells'])} cells, {len(found['sites']['weights'])} weights "
         f"and {len(found['sites']['activations'])} activations to quantize, "
-        + ", ".join(f"{name} {n}" for name, n in found["splits"].items())
-        + " examples"
+        f"{found['calibration_rows']} calibration rows"
     )
+    for task in found["tasks"]:
+        _say(
+            f"{task['name']} ({task['evaluator']}): "
+            + ", ".join(f"{name} {n}" for name, n in task["splits"].items())
+            + " examples"
+        )
+        for criterion in task["criteria"]:
+            _say(f"criterion: {criterion_text(criterion)}")
     if found["duplicates"]:
         _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
     for note in found["notes"]:
@@ -147,8 +205,6 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         _say(f"override: {override}")
     for pattern in found["skipped"]:
         _say(f"skipped: {pattern}")
-    for criterion in found["criteria"]:
-        _say(f"criterion: {criterion_text(criterion)}")
     rows = [
         [c["name"], f"{c['weight_bytes']:,}", f"{c['weight_ratio']:.3f}",
          f"{c['bits_per_weight']:.2f}", f"{c['bit_operations_ratio']:.3f}"]
@@ -180,7 +236,7 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     total = sum(found["examples_to_run"].values())
     seconds = max(1, round(found["estimated_seconds"]))
     _say(
-        f"cost: {total:,} forward examples, about {seconds} s at full precision's speed, training "
+        f"cost: {total:,} rows to run, about {seconds} s at full precision's speed, training "
         "not counted; nothing was written"
     )
 
@@ -216,5 +272,5 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _coloured(value: str) -> str:
-    colour = COLOURS.get(value)
+    colour = COLOURS.get(value.split(" ")[0])
     return f"[{colour}]{value}[/]" if colour else escape(value)

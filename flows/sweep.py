@@ -28,11 +28,17 @@ def sweep(config: str, store: str = "mlruns", fresh: bool = False) -> dict[str, 
     result = conduct(
         read_plan(path), path.read_text(), Store(Path(store)), fresh=fresh, steps=TASKS
     )
+    headlines = {task["name"]: task["headline"] for task in result["tasks"]}
     create_markdown_artifact(sweep_note(result), key="halfstep-decision")
     create_table_artifact(
         [
-            {"cell": c["name"], "verdict": c["verdict"], "weight bytes": c["weight_bytes"]}
-            | {k: round(c["metrics"][k], 4) for k in (result["headline"],) if k in c["metrics"]}
+            {
+                "cell": c["name"],
+                "task": c["task"],
+                "verdict": c["verdict"],
+                "weight bytes": c["weight_bytes"],
+            }
+            | {k: round(c["metrics"][k], 4) for k in (headlines[c["task"]],) if k in c["metrics"]}
             for c in result["cells"]
         ],
         key="halfstep-cells",

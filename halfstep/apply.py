@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halfstep.activations import StaticQuantizer, TreatedActivation
+from halfstep.batches import Batch, forward
 from halfstep.certificate import Certificate, certify
 from halfstep.errors import UserError
 from halfstep.identity import Identity
@@ -33,6 +34,10 @@ class Treatment:
     known: frozenset[str] = frozenset()
     """Every activation site that discovery found, treated or not."""
     notes: tuple[str, ...] = ()
+
+
+SCRATCH_SHAPES = 16
+"""Buffers for quantized activations that are kept, one a shape."""
 
 
 class UnknownSite(Exception):
@@ -132,12 +137,14 @@ class _Quantize:
         last = self._scratch.get(x.shape)
         if last is not None and last.holds(x, quantizer):
             return last.buffer
+        if last is None and len(self._scratch) >= SCRATCH_SHAPES:  # texts come in many lengths
+            self._scratch.pop(next(iter(self._scratch)))
         buffer = last.buffer if last is not None else torch.empty_like(x)
         self._scratch[x.shape] = _Scratch(quantizer(x, out=buffer), Identity.of(x), quantizer)
         return buffer
 
 
-def certify_activations(model: nn.Module, treatment: Treatment, x: Tensor) -> list[Certificate]:
+def certify_activations(model: nn.Module, treatment: Treatment, batch: Batch) -> list[Certificate]:
     """Checks every treated activation of one batch element by element.
 
     The activations are those of the treated parameters' model at full precision: each is what a
@@ -156,7 +163,7 @@ def certify_activations(model: nn.Module, treatment: Treatment, x: Tensor) -> li
 
     mode = Interception(collect, alters=True)
     with torch.no_grad(), exchanged(model, treatment.parameters), mode.over(model):
-        model(x)
+        forward(model, batch)
     return [_certified(site, treatment.activations[site], xs) for site, xs in seen.items()]
 
 

@@ -6,10 +6,12 @@ import re
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from halfstep.batches import Batch, forward
 
 
-def nondeterministic_operators(model: nn.Module, batch: Tensor) -> tuple[str, ...]:
+def nondeterministic_operators(model: nn.Module, batch: Batch) -> tuple[str, ...]:
     """Names of operators that torch knows no deterministic implementation of on this device.
 
     Torch's own list: one batch is run with ``torch.use_deterministic_algorithms`` set to warn.
@@ -20,7 +22,7 @@ def nondeterministic_operators(model: nn.Module, batch: Tensor) -> tuple[str, ..
     try:
         with warnings.catch_warnings(record=True) as caught, torch.no_grad():
             warnings.simplefilter("always")
-            model(batch)
+            forward(model, batch)
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
     said = [str(w.message) for w in caught if "deterministic" in str(w.message)]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,13 +29,6 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
-
-
-def digest_rows(array: np.ndarray) -> list[str]:
-    """One digest for each row of an array: what makes two examples the same example."""
-    rows = np.ascontiguousarray(array)
-    head = f"{rows.dtype}|{rows.shape[1:]}|".encode()
-    return [digest_bytes(head + row.tobytes()) for row in rows]
 
 
 def digest_code(roots: Iterable[Path]) -> str:

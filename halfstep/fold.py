@@ -7,7 +7,9 @@ replaced by the value that the forward pass uses, and batch norms folded into th
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +17,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from halfstep.batches import Batch, answer, first, forward, in_float64
+
+WATCHED = (
+    "the model cannot be traced: batch norms were matched to layers by watching a forward pass"
+)
 FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TOLERANCE = 1e-5
@@ -33,7 +40,7 @@ class Folding:
     notes: tuple[str, ...]
 
 
-def fold_batch_norm(model: nn.Module, batch: Tensor) -> Folding:
+def fold_batch_norm(model: nn.Module, batch: Batch) -> Folding:
     """Folds every batch norm that follows one linear or convolution and nothing else reads.
 
     ``y = gamma * (conv(x) - mean) / sqrt(var + eps) + beta`` becomes one convolution, computed in
@@ -45,30 +52,18 @@ def fold_batch_norm(model: nn.Module, batch: Tensor) -> Folding:
     if not any(isinstance(m, NORMS) for m in clone.modules()):
         return Folding(clone, (), 0.0, notes)
     try:
-        graph = fx.symbolic_trace(clone).graph
+        pairs = _traced(clone)
     except Exception as error:  # fx raises many types on control flow it cannot follow
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        note = f"batch norm not folded: model cannot be traced ({why})"
-        return Folding(clone, (), 0.0, (*notes, note))
-    uses: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            uses[node.target] = uses.get(node.target, 0) + 1
+        notes = (*notes, f"{WATCHED} ({why})")
+        pairs = _watched(clone, batch)
     folded = []
-    for node in graph.nodes:
-        if node.op != "call_module" or uses[node.target] > 1:
-            continue
-        before = node.args[0] if node.args else None
-        norm = clone.get_submodule(node.target)
-        if not isinstance(norm, NORMS) or not isinstance(before, fx.Node):
-            continue
-        if before.op != "call_module" or len(before.users) > 1 or uses[str(before.target)] > 1:
-            continue
-        layer = clone.get_submodule(str(before.target))
-        if isinstance(layer, FOLDABLE) and norm.running_var is not None:
+    for before, name in pairs:
+        layer, norm = clone.get_submodule(before), clone.get_submodule(name)
+        if isinstance(layer, FOLDABLE) and isinstance(norm, NORMS) and norm.running_var is not None:
             _fold(layer, norm)
-            clone.set_submodule(node.target, nn.Identity())
-            folded.append(node.target)
+            clone.set_submodule(name, nn.Identity())
+            folded.append(name)
     difference = relative_difference(model, clone, batch)
     if not difference <= TOLERANCE:
         note = f"batch norm not folded: folding would change outputs by {difference:.1e} (relative)"
@@ -78,10 +73,56 @@ def fold_batch_norm(model: nn.Module, batch: Tensor) -> Folding:
     return Folding(clone, tuple(folded), difference, notes)
 
 
-def materialized(model: nn.Module, batch: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
+def _traced(model: nn.Module) -> list[tuple[str, str]]:
+    """Modules whose output enters one other module and nothing else, and that module; each is used
+    once. From the traced graph."""
+    nodes = [node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    uses = Counter(node.target for node in nodes)
+    pairs = []
+    for node in nodes:
+        before = node.args[0] if node.args else None
+        if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            pairs.append((str(before.target), str(node.target)))
+    return [pair for pair in pairs if uses[pair[0]] == uses[pair[1]] == 1]
+
+
+def _watched(model: nn.Module, batch: Batch) -> list[tuple[str, str]]:
+    """The same for a model that cannot be traced, by watching what layers hand to batch norms.
+
+    Who else reads the tensor does not show here; the comparison of outputs will tell.
+    """
+    kept: list[tuple[str, Tensor]] = []  # keeps tensors alive, so that each is itself
+    pairs: list[tuple[str, str]] = []
+    uses: Counter[str] = Counter()
+    handles = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def seen(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            uses[name] += 1
+            if isinstance(module, FOLDABLE):
+                kept.append((name, output))
+                return
+            pairs.extend((before, name) for before, x in kept if inputs and x is inputs[0])
+
+        handles.append(module.register_forward_hook(seen))
+
+    for name, module in model.named_modules():
+        if isinstance(module, (*FOLDABLE, *NORMS)):
+            watch(name, module)
+    try:
+        with torch.no_grad():
+            forward(model, first(batch, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in pairs if uses[pair[0]] == uses[pair[1]] == 1]
+
+
+def materialized(model: nn.Module, batch: Batch) -> tuple[nn.Module, tuple[str, ...]]:
     """A copy in evaluation mode whose weights are plain parameters, and what was changed for it."""
     with torch.no_grad():
-        model.eval()(batch[:1])  # weight norm by hooks leaves its last weight on the module
+        # Weight norm by hooks leaves its last weight on the module.
+        forward(model.eval(), first(batch, 1))
         clone = copy.deepcopy(model)
     notes = []
     for name, module in list(clone.named_modules()):
@@ -127,10 +168,12 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     layer.bias = nn.Parameter(offset.float(), requires_grad=False)
 
 
-def relative_difference(one: nn.Module, other: nn.Module, batch: Tensor) -> float:
+def relative_difference(one: nn.Module, other: nn.Module, batch: Batch) -> float:
     """Largest output difference of two models on a batch over the largest output, in float64."""
     with torch.no_grad():
-        a = materialized(one, batch)[0].double()(batch.double())
-        b = materialized(other, batch)[0].double()(batch.double())
+        a, b = (
+            answer(forward(materialized(model, batch)[0].double(), in_float64(batch)))
+            for model in (one, other)
+        )
     largest = float(a.abs().max())
     return float((a - b).abs().max()) / (largest if largest > 0 else 1.0)

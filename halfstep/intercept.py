@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from halfstep.layout import Layout
-from halfstep.operators import OPERATORS, Argument, Operand, Read
+from halfstep.operators import EXPORTED, OPERATORS, Argument, Operand, Read
 
 Visitor = Callable[[str, Operand, Tensor], Tensor]
 """Sees an activation that enters a product, by its site; what it returns enters instead."""
@@ -138,6 +138,7 @@ class Interception(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        func = EXPORTED.get(func, func)
         operator = OPERATORS.get(func)
         if operator is not None:
             return self.product(func, operator.kind, operator.arguments, args, kwargs)

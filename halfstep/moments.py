@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from halfstep.batches import Batch, forward
 from halfstep.intercept import Interception
 from halfstep.operators import Operand, Read
 from halfstep.sites import Sites
@@ -127,7 +128,7 @@ def _each(value: Any, dimensions: int) -> list[int]:
 
 
 def gather(
-    model: nn.Module, sites: Sites, batches: Iterable[Tensor], wanted: Sequence[str]
+    model: nn.Module, sites: Sites, batches: Iterable[Batch], wanted: Sequence[str]
 ) -> dict[str, Moments]:
     """One pass over the calibration data: the moments of the inputs of some weight sites.
 
@@ -157,5 +158,5 @@ def gather(
     mode = Interception(visit, alters=False)
     with torch.no_grad(), mode.over(model):
         for batch in batches:
-            model(batch)
+            forward(model, batch)
     return {name: tally.moments(kernels[name]) for name, tally in tallies.items()}

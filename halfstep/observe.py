@@ -14,11 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from halfstep.activations import TreatedActivation
+from halfstep.batches import Batch, forward, size
 from halfstep.errors import UserError
+from halfstep.examples import Inputs
 from halfstep.identity import Identity
 from halfstep.intercept import Interception
 from halfstep.observation import GROWTH_SHARES, Observation
@@ -33,13 +36,20 @@ WAITING_BYTES = 256 * 2**20
 """Copies of activations that may wait to be counted."""
 
 
-def canonical(examples: Tensor, row_digests: Sequence[str]) -> tuple[Tensor, ...]:
-    """The calibration batches: examples in order of their content digests, `BATCH` at a time.
+def canonical(inputs: Inputs) -> list[np.ndarray]:
+    """The calibration batches, as rows: in order of their content digests, `BATCH` at a time.
 
-    The digests are as good as random, so any beginning of this order is a fair sample.
+    The digests are as good as random, so any beginning of this order is a fair sample. Rows of
+    different lengths wait until `BATCH` of one length have come by, or the rows end.
     """
-    order = sorted(range(len(examples)), key=row_digests.__getitem__)
-    return torch.split(examples[torch.tensor(order)], BATCH)
+    waiting: dict[object, list[int]] = {}
+    full = []
+    for row in np.argsort(inputs.digests, kind="stable"):
+        length = None if inputs.lengths is None else tuple(inputs.lengths[row])
+        waiting.setdefault(length, []).append(int(row))
+        if len(waiting[length]) == BATCH:
+            full.append(waiting.pop(length))
+    return [np.array(rows) for rows in (*full, *waiting.values())]
 
 
 @dataclass
@@ -96,11 +106,11 @@ def observing(
             if positions:
                 observer.tallies[name].add_positions(x, operands[name])
 
-    def submit(size: int, act, *arguments) -> None:  # type: ignore[no-untyped-def]
+    def submit(weight: int, act, *arguments) -> None:  # type: ignore[no-untyped-def]
         if not spare_core:
             act(*arguments)
             return
-        counting.append((beside.submit(act, *arguments), size))
+        counting.append((beside.submit(act, *arguments), weight))
         waiting = sum(s for _, s in counting)
         while counting and (waiting > WAITING_BYTES or counting[0][0].done()):
             future, freed = counting.popleft()
@@ -150,7 +160,7 @@ def observing(
 def calibrate(
     model: nn.Module,
     sites: Sequence[ActivationSite],
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     treated: Mapping[str, TreatedActivation] | None = None,
     positions: bool = False,
@@ -169,8 +179,8 @@ def calibrate(
     done = 0
     with observing(model, sites, treated=treated, positions=positions) as observer, torch.no_grad():
         for batch in batches:
-            model(batch)
-            done += len(batch)
+            forward(model, batch)
+            done += size(batch)
             while examples and left and done >= left[0][1] and done < examples:
                 observer.stand(left.pop(0)[0], done)
         if examples:

@@ -137,6 +137,29 @@ OPERATORS: Mapping[Callable[..., Any], Operator] = {
 """Functions whose operands stand in fixed arguments. What takes several steps (``einsum``,
 attention, recurrent layers) is in `halfstep.composite`."""
 
+_ATEN = torch.ops.aten
+EXPORTED: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    _ATEN.linear.default: F.linear,
+    _ATEN.conv1d.default: F.conv1d,
+    _ATEN.conv2d.default: F.conv2d,
+    _ATEN.conv3d.default: F.conv3d,
+    _ATEN.conv1d.padding: F.conv1d,
+    _ATEN.conv2d.padding: F.conv2d,
+    _ATEN.conv3d.padding: F.conv3d,
+    _ATEN.conv_transpose1d.default: F.conv_transpose1d,
+    _ATEN.conv_transpose2d.input: F.conv_transpose2d,
+    _ATEN.conv_transpose3d.input: F.conv_transpose3d,
+    _ATEN.matmul.default: torch.matmul,
+    _ATEN.mm.default: torch.mm,
+    _ATEN.bmm.default: torch.bmm,
+    _ATEN.addmm.default: torch.addmm,
+    _ATEN.baddbmm.default: torch.baddbmm,
+    _ATEN.embedding.default: torch.embedding,
+    _ATEN.einsum.default: torch.einsum,
+    _ATEN.scaled_dot_product_attention.default: F.scaled_dot_product_attention,
+}
+"""The overloads that programs of ``torch.export`` call, as the functions of equal arguments."""
+
 
 def einsum_arguments(equation: str, shapes: Sequence[Sequence[int]]) -> list[Argument] | None:
     """The operands of an ``einsum``; None where it is not a product of two tensors.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from halfstep.batches import Batch, forward, twice
 from halfstep.intercept import Interception
 from halfstep.layout import Layout
 from halfstep.operators import ARITHMETIC, OTHER_PRODUCTS, UNKNOWN_PRODUCT, Operand
@@ -207,7 +208,7 @@ def whole_layout(layout: Layout, view: Tensor, parameter: Tensor) -> Layout | No
 
 
 def _batch_axes(
-    model: nn.Module, example: Tensor, shapes: dict[str, torch.Size]
+    model: nn.Module, example: Batch, shapes: dict[str, torch.Size]
 ) -> dict[str, int | None]:
     """For each activation the axis, from the end, that grows with the batch: two examples are run,
     and their shapes compared with those of one."""
@@ -222,11 +223,11 @@ def _batch_axes(
 
     mode = Interception(visit, alters=False)
     with torch.no_grad(), mode.over(model, every=True):
-        model(torch.cat([example, example]))
+        forward(model, twice(example))
     return axes
 
 
-def discover(model: nn.Module, example: Tensor) -> Sites:
+def discover(model: nn.Module, example: Batch) -> Sites:
     """Finds every site by running one example.
 
     Multiply-accumulates are torch's own count over every operator, so a product that halfstep does
@@ -238,7 +239,7 @@ def discover(model: nn.Module, example: Tensor) -> Sites:
     counter = FlopCounterMode(display=False)
     survey = _Survey(model, counter)
     with torch.no_grad(), counter, survey.over(model, every=True):
-        model(example)
+        forward(model, example)
     total = counter.get_total_flops() // 2
     holders: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

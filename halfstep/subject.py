@@ -1,4 +1,4 @@
-"""Subjects and examples: what is evaluated, and on what."""
+"""Subjects: the model under evaluation."""
 
 from __future__ import annotations
 
@@ -6,40 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from halfstep.digest import digest_json, digest_rows, digest_tensors
+from halfstep.digest import digest_json, digest_tensors
 from halfstep.errors import UserError
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Inputs with their targets; row i of one belongs to row i of the other."""
-
-    inputs: Tensor
-    """float32, ``[n, ...]``: one example a row, as the model takes them."""
-    targets: Tensor
-    """What the evaluator compares with; int64 class numbers for classification."""
-
-    def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise UserError(f"{len(self.inputs)} inputs but {len(self.targets)} targets")
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, index: Tensor) -> Examples:
-        return Examples(self.inputs[index], self.targets[index])
-
-    @cached_property
-    def row_digests(self) -> list[str]:
-        """Content digest of each input: equal rows are the same example, wherever they stand."""
-        return digest_rows(self.inputs.numpy())
-
-    @cached_property
-    def digest(self) -> str:
-        """Over every byte of inputs and targets, in order."""
-        return digest_tensors({"inputs": self.inputs, "targets": self.targets})
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +20,8 @@ class Subject:
     """In evaluation mode, float32."""
     origin: dict[str, object]
     """Where it came from, as JSON."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of it."""
     reused: bool = False
     """True where nothing was trained because a cached copy had the same digest."""
 

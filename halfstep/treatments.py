@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from halfstep.accumulators import Accumulator, accumulators
 from halfstep.activations import TreatedActivation, quantizer
 from halfstep.apply import Treatment, certify_activations, exchanged
+from halfstep.batches import Batch, first
 from halfstep.certificate import Certificate, certify
 from halfstep.corrections import BiasCorrection, Correction, CrossLayerEqualization, SmoothQuant
 from halfstep.granularity import PerPosition
@@ -30,7 +31,7 @@ CERTIFIED_EXAMPLES = 16
 class Calibration:
     """What may be asked of the calibration data."""
 
-    batches: Callable[[], Iterable[Tensor]]
+    batches: Callable[[], Iterable[Batch]]
     """In canonical order; called anew for each pass."""
     examples: int
     observations: Mapping[str, Observation] = field(default_factory=dict)
@@ -47,13 +48,13 @@ class Treatments:
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sites, calibration: Calibration, examples: Tensor
+        self, model: nn.Module, sites: Sites, calibration: Calibration, probe: Batch
     ) -> None:
-        """``examples``: inputs whose first `CERTIFIED_EXAMPLES` rows activations are checked on."""
+        """``probe``: a batch whose first `CERTIFIED_EXAMPLES` rows activations are checked on."""
         self._model = model
         self._sites = sites
         self._calibration = calibration
-        self._examples = examples[:CERTIFIED_EXAMPLES]
+        self._probe = first(probe, CERTIFIED_EXAMPLES)
         self._moments: dict[str, Moments] | None = None
         self._rewrites: dict[tuple[Correction, ...], Rewrite] = {}
         self._observed: dict[tuple[Correction, ...], Mapping[str, Observation]] = {}
@@ -109,7 +110,7 @@ class Treatments:
         if not all(key in self._certificates for key in keys.values()):
             rewrite = self._rewrite(_rewrites(scheme))
             plain = replace(treatment, parameters=self._spread(rewrite.parameters))
-            for certificate in certify_activations(self._model, plain, self._examples):
+            for certificate in certify_activations(self._model, plain, self._probe):
                 self._certificates[keys[certificate.site]] = certificate
         found += [self._certificates[key] for key in keys.values() if key in self._certificates]
         return tuple(found)

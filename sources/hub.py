@@ -1,4 +1,4 @@
-"""Data through Hugging Face ``datasets``: hub ids, saved folders, parquet files, image folders."""
+"""Data through Hugging Face ``datasets``: hub ids, saved folders, parquet, csv, json, images."""
 
 from __future__ import annotations
 
@@ -7,60 +7,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from halfstep.errors import UserError
+from sources.context import Context, Pools
+from sources.processors import unreachable
+from sources.tabular import Tabular
 
-from halfstep.errors import UserError, allowed
-from halfstep.subject import Examples
-from sources.arrays import Pools, carve, image_examples
+BUILDERS = ("parquet", "csv", "json", "text", "arrow", "imagefolder", "audiofolder")
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """An image data set with an image column and a class column.
-
-    ``path`` is what ``datasets.load_dataset`` takes, or a folder written by ``save_to_disk``.
-    Without a ``validation`` split one of ``validation`` examples is carved out of ``train``.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Datasets(Tabular):
+    """``path`` is a hub id, a folder written by ``save_to_disk``, or one of `BUILDERS` with its
+    ``files`` by pool, or the ``folder`` of images that ``imagefolder`` reads."""
 
     path: str
     name: str | None = None
     revision: str | None = None
-    image: str = "image"
-    label: str = "label"
-    validation: int = 5000
-    seed: int = 0
+    files: dict[str, str] | None = None
+    folder: str | None = None
+    options: dict[str, Any] | None = None
+    """What else the builder takes: {delimiter: ";"} for csv."""
 
-    def load(self) -> Pools:
-        pools = {str(split): self._examples(rows) for split, rows in self._splits().items()}
-        if "train" in pools and "validation" not in pools:
-            train = pools.pop("train")
-            pools |= carve(train, {"validation": self.validation}, rest="train", seed=self.seed)
-        return pools
+    def load(self, context: Context) -> Pools:
+        tables = self._tables()
+        identity = {name: table._fingerprint for name, table in tables.items()}
+        return self.pools(tables, identity, context)
 
-    def _splits(self) -> Mapping[str, Any]:
+    def _tables(self) -> Mapping[str, Any]:
         import datasets
 
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        folder = Path(self.path).expanduser()
+        if (folder / "dataset_dict.json").is_file():
+            return dict(datasets.load_from_disk(str(folder)).items())  # type: ignore[union-attr]
+        if (folder / "state.json").is_file():
+            return {"train": datasets.load_from_disk(str(folder))}
+        options: dict[str, Any] = dict(self.options or {})
+        if self.files:
+            options["data_files"] = {k: self._file(v) for k, v in self.files.items()}
+        if self.folder:
+            options["data_dir"] = str(Path(self.folder).expanduser())
+            if not Path(options["data_dir"]).is_dir():
+                raise UserError(f"data.folder: {self.folder} is not a folder")
+        if self.path in BUILDERS and not (self.files or self.folder):
+            raise UserError(f"data.path: {self.path} needs files (by pool) or a folder")
         try:
-            folder = Path(self.path).expanduser()
-            if (folder / "dataset_dict.json").is_file():
-                return datasets.load_from_disk(str(folder))  # type: ignore[return-value]
-            return datasets.load_dataset(self.path, self.name, revision=self.revision)  # type: ignore[return-value]
+            return dict(
+                datasets.load_dataset(
+                    self.path, self.name, revision=self.revision, **options
+                ).items()
+            )
         except Exception as error:  # the library raises its own, the hub's and the OS's types
-            first = str(error).strip().splitlines()
-            raise UserError(
-                f"data set {self.path!r} cannot be loaded through datasets: "
-                f"{first[0] if first else type(error).__name__}"
-            ) from error
+            raise unreachable(f"data set {self.path!r}", error) from error
 
-    def _examples(self, rows: Any) -> Examples:
-        for column in (self.image, self.label):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"data set {self.path!r} has no column {column!r}; "
-                    f"{allowed(column, rows.column_names)}"
-                )
-        pixels = np.stack([np.asarray(image) for image in rows[self.image]])
-        labels = torch.tensor(rows[self.label])
-        return image_examples(pixels, labels.numpy(), 255.0 if pixels.dtype == np.uint8 else 1.0)
+    def _file(self, name: str) -> str:
+        path = Path(name).expanduser()
+        if "*" not in name and not path.is_file():
+            near = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
+            hint = f"; {path.parent} holds {', '.join(near[:8]) or 'nothing'}" if near else ""
+            raise UserError(f"data.files: {name} does not exist{hint}")
+        return str(path)

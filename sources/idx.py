@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from halfstep.errors import UserError
-from sources.arrays import Pools, carve, image_examples
+from halfstep.examples import Examples
+from sources.arrays import carve, image_examples
+from sources.context import Context, Pools
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -28,12 +30,12 @@ class Idx:
     validation: int = 5000
     seed: int = 0
 
-    def load(self) -> Pools:
+    def load(self, context: Context) -> Pools:
         train = self._read("train")
         pools = carve(train, {"validation": self.validation}, rest="train", seed=self.seed)
         return {**pools, "test": self._read("t10k")}
 
-    def _read(self, stem: str):  # type: ignore[no-untyped-def]
+    def _read(self, stem: str) -> Examples:
         pixels = read_idx(self._file(f"{stem}-images-idx3-ubyte"))
         labels = read_idx(self._file(f"{stem}-labels-idx1-ubyte"))
         if len(pixels) != len(labels):
@@ -50,7 +52,8 @@ class Idx:
             f"no {name}[.gz] in {folder}. Install Debian's dataset-fashion-mnist "
             "(apt-get install dataset-fashion-mnist), name a folder of IDX files with "
             "data: {source: idx, path: FOLDER}, or load it from the hub with "
-            "data: {source: datasets, path: zalando-datasets/fashion_mnist}"
+            "data: {source: datasets, path: zalando-datasets/fashion_mnist, image: {column: image, "
+            "grey: true}, label: label}"
         )
 
 

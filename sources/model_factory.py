@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from halfstep.errors import UserError
 from halfstep.subject import Subject
-from sources.arrays import Pools, resolve
+from sources.context import Context, Pools
+from sources.targets import resolve
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelFactory:
     """A .safetensors file, or a checkpoint that torch loads with ``weights_only=True``."""
     arguments: dict[str, object] = field(default_factory=dict)
 
-    def structure(self, pools: Pools) -> nn.Module:
+    def structure(self, pools: Pools, context: Context) -> nn.Module:
         """The model as the factory makes it, without the weights file."""
         model = resolve(self.target)(**self.arguments)
         if not isinstance(model, nn.Module):
@@ -35,16 +36,25 @@ class ModelFactory:
             )
         return model.float().eval()
 
-    def load(self, pools: Pools, cache: Path) -> Subject:
+    def load(self, pools: Pools, context: Context) -> Subject:
         """The model with its weights; nothing in the weights file is ever executed."""
-        model = self.structure(pools)
+        model = self.structure(pools, context)
         if self.weights is not None:
-            try:
-                model.load_state_dict(read_weights(Path(self.weights).expanduser()))
-            except RuntimeError as error:
-                detail = " ".join(str(error).split())
-                raise UserError(f"{self.weights} does not fit {self.target}: {detail}") from error
+            fill(model, Path(self.weights).expanduser(), self.target)
         return Subject(model, {"source": "factory", "target": self.target, "weights": self.weights})
+
+
+def fill(model: nn.Module, weights: Path, target: str) -> None:
+    """Loads a weights file into the model that ``target`` made.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    try:
+        model.load_state_dict(read_weights(weights))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise UserError(f"{weights} does not fit {target}: {detail}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from halfstep.digest import digest_code, digest_json
 from halfstep.errors import UserError
-from halfstep.subject import Examples, Subject
-from sources.arrays import Pools
+from halfstep.examples import POSITIONAL, Examples
+from halfstep.subject import Subject
+from sources.context import Context, Pools
+from sources.training import descend, train_pool, trained
 
 
 class Residual(nn.Module):
@@ -68,64 +64,47 @@ class SmallCnn:
     threads: int = 1
     """Torch threads while training. Part of the recipe: it can move the last bit."""
 
-    def structure(self, pools: Pools) -> nn.Module:
+    def structure(self, pools: Pools, context: Context) -> nn.Module:
         """The model before training: enough to see sites and sizes."""
-        if "train" not in pools:
-            raise UserError(f"small_cnn trains on the pool 'train'; the data has {sorted(pools)}")
-        train = pools["train"]
-        if train.inputs.dim() != 4:
+        train = train_pool("small_cnn", pools)
+        column = train.inputs.columns.get(POSITIONAL)
+        if column is None or len(column.shape) != 3:
             raise UserError(
-                f"small_cnn takes images [n, channels, height, width]; the data is "
-                f"{list(train.inputs.shape)}"
+                "small_cnn takes images, one tensor [n, channels, height, width]; the data is "
+                f"{train.inputs.described()}"
             )
-        classes = int(train.targets.max()) + 1
-        return Network(train.inputs.shape[1], self.width, self.blocks, classes).eval()
+        classes = int(train.targets.all().max()) + 1
+        return Network(column.rows(slice(0, 1)).shape[1], self.width, self.blocks, classes).eval()
 
-    def load(self, pools: Pools, cache: Path) -> Subject:
+    def load(self, pools: Pools, context: Context) -> Subject:
         """The trained model, from the cache where it was trained before."""
-        with deterministic(self.seed, self.threads):
-            model = self.structure(pools)
-        train = pools["train"]
-        key = digest_json(
-            {
-                "recipe": asdict(self),
-                "data": train.digest,
-                "code": digest_code([Path(__file__).parent]),
-                "torch": torch.__version__,
-                "cpu": torch.backends.cpu.get_cpu_capability(),
-            }
+        train = train_pool("small_cnn", pools)
+        return trained(
+            "small_cnn",
+            self,
+            lambda: self.structure(pools, context),
+            lambda model: self._train(model, train),
+            train,
+            context,
         )
-        origin: dict[str, object] = {"source": "small_cnn", "recipe": asdict(self), "key": key}
-        path = cache / f"{key}.safetensors"
-        if path.is_file():
-            model.load_state_dict(load_file(path))
-            return Subject(model, origin, reused=True)
-        with deterministic(self.seed, self.threads):
-            self._train(model, train)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(model.state_dict(), partial)
-        partial.replace(path)
-        return Subject(model, origin)
 
     def _train(self, model: nn.Module, train: Examples) -> None:
+        images, labels = train.inputs.tensor, train.targets.all()
         generator = torch.Generator().manual_seed(self.seed)
-        steps = -(-len(train) // self.batch_size) * self.epochs
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=steps
+
+        def loss(index: Tensor) -> Tensor:
+            moved = _shifted(images[index], self.shift, generator)
+            return F.cross_entropy(model(moved), labels[index], label_smoothing=0.05)
+
+        descend(
+            model,
+            len(train),
+            loss,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
         )
-        model.train()
-        for _ in range(self.epochs):
-            order = torch.randperm(len(train), generator=generator)
-            for index in order.split(self.batch_size):
-                images = _shifted(train.inputs[index], self.shift, generator)
-                loss = F.cross_entropy(model(images), train.targets[index], label_smoothing=0.05)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-        model.eval()
 
 
 def _shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
@@ -136,18 +115,3 @@ def _shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     return F.pad(images, (reach + dx, reach - dx, reach + dy, reach - dy))[
         ..., reach:-reach, reach:-reach
     ]
-
-
-@contextmanager
-def deterministic(seed: int, threads: int) -> Iterator[None]:
-    """Seeds torch, fixes its threads, insists on deterministic operators; then puts all back."""
-    before, threads_before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-            torch.set_num_threads(threads_before)

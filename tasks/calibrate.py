@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -13,11 +13,12 @@ from torch import Tensor
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
+from halfstep.batches import Batch
 from halfstep.observation import Observation
 from halfstep.observe import calibrate, canonical
 from halfstep.representativeness import drifts, warning
 from halfstep.sites import ActivationSite
-from halfstep.treatments import Calibration, Treatments, needs_positions
+from halfstep.treatments import CERTIFIED_EXAMPLES, Calibration, Treatments, needs_positions
 from tasks.evaluated import Evaluated, Progress, recorded
 from tasks.load import Loaded
 
@@ -50,11 +51,12 @@ def calibrated_sites(loaded: Loaded) -> list[ActivationSite]:
 
 
 def run_calibration(
-    loaded: Loaded, reference: Evaluated, sweep: SweepFolder, progress: Progress
+    loaded: Loaded, references: Mapping[str, Evaluated], sweep: SweepFolder, progress: Progress
 ) -> Calibrated:
     """The one instrumented pass; what is recorded already is read back instead of made again.
 
-    ``reference``: on the selection split; its sketches tell whether calibration represents it.
+    ``references``: by task, on the selection split; their sketches tell whether calibration
+    represents it.
     """
     started = time.time()
     sites = calibrated_sites(loaded)
@@ -62,25 +64,27 @@ def run_calibration(
     names = [site.name for site in sites]
     key = loaded.key(kind="calibration", sites=names, positions=positions)
     folder = sweep.place("calibration", key)
-    split = loaded.splits["calibration"]
+    inputs = loaded.calibration
+    order = canonical(inputs)
 
-    def batches() -> Iterator[Tensor]:
-        for batch in canonical(split.inputs, split.row_digests):
-            yield batch
-            progress(len(batch))
+    def batches() -> Iterator[Batch]:
+        for rows in order:
+            yield inputs.batch(rows)
+            progress(len(rows))
 
     record, observations = None, {}
     if sites:
         record = recorded(sweep, "calibration", key)
         if record is None:
             observations = calibrate(
-                loaded.model, sites, batches(), positions=positions, examples=len(split)
+                loaded.model, sites, batches(), positions=positions, examples=len(inputs)
             )
-            record = _commit(folder, key, observations, reference, started)
+            record = _commit(folder, key, observations, references, started)
         else:
             observations = _read(folder / spool.FILES / OBSERVATIONS)
-    calibration = Calibration(batches, len(split), observations, positions)
-    probe = loaded.splits["selection"].inputs
+    calibration = Calibration(batches, len(inputs), observations, positions)
+    # Activations are certified on data that did not choose their ranges.
+    probe = loaded.split(loaded.plan.tasks[0].name, "selection").inputs.sample(CERTIFIED_EXAMPLES)
     treatments = Treatments(loaded.model, loaded.sites, calibration, probe)
     return Calibrated(treatments, record, folder, time.time() - started)
 
@@ -89,27 +93,48 @@ def _commit(
     folder: Path,
     key: str,
     observations: Mapping[str, Observation],
-    reference: Evaluated,
+    references: Mapping[str, Evaluated],
     started: float,
 ) -> Record:
-    found = drifts(observations, _read(reference.folder / spool.FILES / SELECTION))
+    by_task = {
+        task: drifts(observations, _read(reference.folder / spool.FILES / SELECTION))
+        for task, reference in references.items()
+    }
+    rows = [{"task": task, **d.to_json()} for task, ds in by_task.items() for d in ds]
+    if len(by_task) > 1:
+        # Calibrated on a mixture of tasks, each one's own mix of values is another by design; what
+        # remains to be asked is whether its values lie inside the calibrated ranges.
+        by_task = {
+            task: [replace(d, psi=0.0, channel_shift=0.0) for d in ds]
+            for task, ds in by_task.items()
+        }
+    found = [drift for drifted in by_task.values() for drift in drifted]
     moved = sorted(observations, key=lambda name: -observations[name].moved)
     unsettled = {name: observations[name].moved for name in moved if not observations[name].settled}
-    told = warning(found, "selection")
+    told = [
+        text
+        for task, drifted in by_task.items()
+        if (text := warning(drifted, "selection" if len(by_task) == 1 else f"{task} selection"))
+    ]
     worst_psi = max((d.psi for d in found), default=0.0)
     worst_outside = max((d.outside for d in found), default=0.0)
     worst_channel_shift = max((d.channel_shift for d in found), default=0.0)
     detail = {
         "representativeness": {
-            "warning": told,
-            "shifted": [d.to_json() for d in found if d.shifted],
-            "sites": len(found),
+            "warning": told[0] if told else None,
+            "shifted": [
+                {"task": task, **d.to_json()}
+                for task, drifted in by_task.items()
+                for d in drifted
+                if d.shifted
+            ],
+            "sites": len(observations),
             "worst_psi": worst_psi,
             "worst_outside": worst_outside,
             "worst_channel_shift": worst_channel_shift,
         },
         "unsettled": unsettled,
-        "notes": ([told] if told else []) + _unsettled_note(unsettled, len(observations)),
+        "notes": told + _unsettled_note(unsettled, len(observations)),
     }
     metrics = {
         "sites": float(len(observations)),
@@ -130,7 +155,7 @@ def _commit(
                 for name, o in observations.items() for s in o.growth
             ]
         ),
-        "representativeness.csv": encode.csv_bytes([d.to_json() for d in found]),
+        "representativeness.csv": encode.csv_bytes(rows),
     }  # fmt: skip
     base = Record(
         "calibration", key, "calibration", metrics=metrics, detail=detail, started=started

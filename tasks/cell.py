@@ -11,7 +11,6 @@ from audit import encode, spool
 from audit.environment import private
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators import EVALUATORS
 from halfstep.accumulators import overflowing
 from halfstep.apply import applied
 from halfstep.resources import bit_operations, bits_per_weight, weight_bytes
@@ -26,35 +25,40 @@ from tasks.ledger import (
     coverage_summary,
 )
 from tasks.load import Loaded
+from tasks.reference import described
 
 
 def run_cell(
     loaded: Loaded,
     treatments: Treatments,
     scheme: Scheme,
+    task: str,
     split: str,
     reference: Evaluated,
     sweep: SweepFolder,
     progress: Progress,
 ) -> Evaluated:
-    """One scheme on one split. A cell that raises is recorded as failed; it stops no other."""
-    key = loaded.key(kind="cell", split=split, scheme=scheme.to_json())
+    """One scheme on one split of one task. A cell that raises is recorded as failed; it stops no
+    other."""
+    key = loaded.key(task, kind="cell", split=split, scheme=scheme.to_json())
     kind = "cell" if split == "selection" else "confirmation"
     folder = sweep.place(kind, key)
-    found = reuse(loaded, sweep, kind, key)
+    found = reuse(sweep, kind, key)
     if found:
         return found
     started = time.time()
     base = Record(
         kind=kind,
         key=key,
-        name=scheme.name if kind == "cell" else f"{scheme.name} · confirmation",
-        tags={"split": split},
-        params=_params(scheme),
+        name=loaded.plan.label(scheme.name, task) + (" · confirmation" if kind != "cell" else ""),
+        tags={"split": split, "task": task},
+        params={"task": task, **_params(scheme)},
         started=started,
     )
     try:
-        return _evaluate_cell(loaded, treatments, scheme, split, reference, folder, base, progress)
+        return _evaluate_cell(
+            loaded, treatments, scheme, task, split, reference, folder, base, progress
+        )
     except (KeyboardInterrupt, SystemExit, OSError):
         raise
     except Exception as error:  # whatever broke this cell is its record, not the sweep's end
@@ -71,29 +75,31 @@ def _evaluate_cell(
     loaded: Loaded,
     treatments: Treatments,
     scheme: Scheme,
+    task: str,
     split: str,
     reference: Evaluated,
     folder: Path,
     base: Record,
     progress: Progress,
 ) -> Evaluated:
-    evaluator = EVALUATORS[loaded.plan.task.evaluator]
+    rules, examples = loaded.task(task), loaded.split(task, split)
+    assert reference.outcomes is not None
     treated = treatments.for_scheme(scheme)
     certificates = treatments.certificates(scheme)
     accumulators = treatments.accumulators(scheme)
     prepared = time.time()
     with applied(loaded.model, treated) as model:
-        outcomes = evaluator.run(
-            model, loaded.splits[split], loaded.plan.compute.batch_size, progress
+        outcomes = rules.evaluator.run(
+            model, examples, loaded.plan.compute.batch_size, progress, reference.outcomes
         )
     evaluated = time.time()
-    assert reference.outcomes is not None
-    metrics = evaluator.measure(outcomes, reference.outcomes)
+    outcomes = described(outcomes, rules, examples)
+    metrics = rules.evaluator.measure(outcomes, reference.outcomes)
     resources = {
         "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
         "bit_operations": bit_operations(loaded.sites, scheme),
     }
-    digest = encode.columns_digest(outcomes.columns())
+    digest = encode.columns_digest(outcomes.columns)
     detail = {
         "scheme": scheme.to_json(),
         "resources": resources,
@@ -132,7 +138,7 @@ def _evaluate_cell(
         "accumulators.csv": encode.csv_bytes([a.to_json() for a in accumulators]),
         "corrections.csv": encode.csv_bytes(correction_rows(treated)),
         "qparams.safetensors": encode.safetensors_bytes(qparams_tensors(treated)),
-        f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns()),
+        f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns),
     }
     record = spool.commit(folder, record, {name: data for name, data in files.items() if data})
     return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)

@@ -1,18 +1,19 @@
-"""Decide: verdicts over the matrix, the cheapest accepted cell, and what the decision rests on."""
+"""Decide: verdicts over the matrix, the cheapest accepted scheme, what the decision rests on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators import EVALUATORS
 from evaluators.acceptance import (
     ACCEPT,
     INCONCLUSIVE,
     REJECT,
     Candidate,
     Judgement,
+    Trial,
     judge,
+    overall,
 )
 from halfstep.digest import digest_json
 from halfstep.scheme import Scheme
@@ -26,88 +27,116 @@ LIMITS = (
     "Residual adds, norms, activation functions and biases stay at full precision.",
 )
 
+Evaluations = Mapping[str, Evaluated]
+"""One scheme's cells, by task."""
+Judgements = Mapping[str, Mapping[str, Judgement]]
+"""By task, then by the name of the scheme."""
+
 
 @dataclass(frozen=True)
 class Decision:
-    """Which cell, if any, may be deployed."""
+    """Which scheme, if any, may be deployed."""
 
     verdict: str
     """The confirmation's verdict; without a candidate, what the matrix came to."""
     chosen: Scheme | None
-    """The cell that went to confirmation."""
-    selection: Mapping[str, Judgement]
-    """By cell name."""
-    confirmation: Judgement | None
+    """The scheme that went to confirmation."""
+    selection: Judgements
+    confirmation: Mapping[str, Judgement]
+    """By task; empty where there was nothing to confirm."""
 
     @property
     def cell(self) -> str | None:
-        """The name of the cell that may be deployed."""
+        """The name of the scheme that may be deployed."""
         return self.chosen.name if self.chosen and self.verdict == ACCEPT else None
+
+    def overall(self, scheme: str) -> str:
+        """A scheme's verdict over all tasks."""
+        return overall([judgements[scheme].verdict for judgements in self.selection.values()])
 
     @property
     def summary(self) -> str:
         """One sentence."""
+        tasks = len(self.selection)
+        every = "" if tasks == 1 else f" on all {tasks} tasks"
         if self.chosen is None:
-            undecided = sum(j.verdict == INCONCLUSIVE for j in self.selection.values())
+            names = next(iter(self.selection.values()))
+            undecided = sum(self.overall(name) == INCONCLUSIVE for name in names)
             if self.verdict == INCONCLUSIVE:
-                return f"No cell was accepted; {undecided} could not be decided with these examples"
-            return "No cell was accepted: every one is worse than its criteria allow"
+                return (
+                    f"No cell was accepted{every}; {undecided} could not be decided with these "
+                    "examples"
+                )
+            return f"No cell was accepted{every}: every one is worse than its criteria allow"
         if self.verdict == ACCEPT:
-            return f"{self.chosen.name} may be deployed: accepted on selection, and confirmed"
+            return (
+                f"{self.chosen.name} may be deployed: accepted on selection, and confirmed{every}"
+            )
         word = "was refuted" if self.verdict == REJECT else "could not be confirmed"
-        return f"{self.chosen.name} was accepted on selection but {word} on confirmation"
+        on = [task for task, j in self.confirmation.items() if j.verdict == self.verdict]
+        where = "" if tasks == 1 else f" of {', '.join(on)}"
+        return f"{self.chosen.name} was accepted on selection but {word} on confirmation{where}"
 
 
 def select(
-    loaded: Loaded, reference: Evaluated, cells: Sequence[tuple[Scheme, Evaluated]]
-) -> tuple[dict[str, Judgement], Scheme | None]:
-    """Verdicts of all cells on the selection split, and the cheapest accepted one.
+    loaded: Loaded, references: Evaluations, cells: Sequence[tuple[Scheme, Evaluations]]
+) -> tuple[Judgements, Scheme | None]:
+    """Verdicts of all cells on the selection split, and the cheapest scheme that all tasks accept.
 
-    Of equally cheap cells the one with fewer bit-operations is taken, then the one closest to the
-    reference, then the first of the matrix.
+    Of equally cheap ones that with fewer bit-operations is taken, then the one closest to the
+    reference (by the first task's measure of that), then the first of the matrix.
     """
-    plan = loaded.plan
-    evaluator = EVALUATORS[plan.task.evaluator]
-    judgements = _judge(loaded, reference, cells)
+    judgements = _judge(loaded, references, cells)
     accepted = [
-        (scheme, done) for scheme, done in cells if judgements[scheme.name].verdict == ACCEPT
+        (scheme, done)
+        for scheme, done in cells
+        if overall([j[scheme.name].verdict for j in judgements.values()]) == ACCEPT
     ]
-    cheapest = min(
-        accepted,
-        key=lambda cell: (
-            cell[1].resources[plan.objective],
-            cell[1].resources["bit_operations"],
-            cell[1].record.metrics.get(evaluator.closeness, float("inf")),
-        ),
-        default=None,
-    )
+    task = loaded.plan.tasks[0]
+    closeness = task.evaluator.metrics[task.evaluator.closeness]
+    sign = -1.0 if closeness.higher_is_better else 1.0
+
+    def price(cell: tuple[Scheme, Evaluations]) -> tuple[float, float, float]:
+        done = cell[1][task.name]
+        found = done.record.metrics.get(closeness.name)
+        return (
+            done.resources[loaded.plan.objective],
+            done.resources["bit_operations"],
+            float("inf") if found is None else sign * found,
+        )
+
+    cheapest = min(accepted, key=price, default=None)
     return judgements, cheapest[0] if cheapest else None
 
 
 def conclude(
     loaded: Loaded,
-    selection: Mapping[str, Judgement],
+    selection: Judgements,
     chosen: Scheme | None,
-    reference: Evaluated,
-    confirmed: Evaluated | None,
+    references: Evaluations,
+    confirmed: Evaluations,
 ) -> Decision:
-    """The decision. Without a chosen cell there was nothing to confirm."""
-    if chosen is None or confirmed is None:
-        open_verdicts = any(j.verdict == INCONCLUSIVE for j in selection.values())
-        return Decision(INCONCLUSIVE if open_verdicts else REJECT, None, selection, None)
-    judgement = _judge(loaded, reference, [(chosen, confirmed)])[chosen.name]
-    return Decision(judgement.verdict, chosen, selection, judgement)
+    """The decision. Without a chosen scheme there was nothing to confirm."""
+    if chosen is None:
+        undecided = Decision(INCONCLUSIVE, None, selection, {})
+        names = next(iter(selection.values()))
+        verdicts = {undecided.overall(name) for name in names}
+        verdict = INCONCLUSIVE if INCONCLUSIVE in verdicts else REJECT
+        return Decision(verdict, None, selection, {})
+    judged = _judge(loaded, references, [(chosen, confirmed)])
+    found = {task: judgements[chosen.name] for task, judgements in judged.items()}
+    return Decision(overall([j.verdict for j in found.values()]), chosen, selection, found)
 
 
 def decision_json(
     loaded: Loaded,
     decision: Decision,
-    cells: Sequence[tuple[Scheme, Evaluated]],
-    confirmed: Evaluated | None,
+    cells: Sequence[tuple[Scheme, Evaluations]],
+    confirmed: Evaluations,
 ) -> dict[str, object]:
     """The decision record: free of times and run ids, so that equal evidence gives equal bytes."""
     body: dict[str, object] = {
-        "schema": "halfstep-decision/1",
+        "schema": "halfstep-decision/2",
         "verdict": decision.verdict,
         "cell": decision.cell,
         "summary": decision.summary,
@@ -115,52 +144,62 @@ def decision_json(
         "subject_digest": loaded.subject.digest,
         "protocol_digest": loaded.protocol_digest,
         "objective": loaded.plan.objective,
-        "criteria": [criterion.to_json() for criterion in loaded.plan.task.criteria],
-        "confirmation": _judgement_json(decision.confirmation) if decision.confirmation else None,
-        "confirmation_outcomes_digest": confirmed.record.detail.get("outcomes_digest")
-        if confirmed
-        else None,
+        "tasks": [
+            {"name": task.name, "criteria": [criterion.to_json() for criterion in task.criteria]}
+            for task in loaded.plan.tasks
+        ],
+        "confirmation": [
+            {
+                "task": task,
+                "key": confirmed[task].record.key,
+                "outcomes_digest": confirmed[task].record.detail.get("outcomes_digest"),
+                **judgement.to_json(),
+            }
+            for task, judgement in decision.confirmation.items()
+        ],
         "cells": [
             {
                 "name": scheme.name,
+                "task": task,
                 "key": done.record.key,
                 "status": done.record.status,
                 "outcomes_digest": done.record.detail.get("outcomes_digest"),
-                **_judgement_json(decision.selection[scheme.name]),
+                **decision.selection[task][scheme.name].to_json(),
             }
-            for scheme, done in cells
+            for scheme, by_task in cells
+            for task, done in by_task.items()
         ],
         "limits": list(LIMITS),
     }
     return body | {"digest": digest_json(body)}
 
 
-def _judgement_json(judgement: Judgement) -> dict[str, object]:
-    return {
-        "verdict": judgement.verdict,
-        "reasons": list(judgement.reasons),
-        "findings": [finding.to_json() for finding in judgement.findings],
-    }
-
-
 def _judge(
-    loaded: Loaded, reference: Evaluated, cells: Sequence[tuple[Scheme, Evaluated]]
-) -> dict[str, Judgement]:
-    assert reference.outcomes is not None
-    plan = loaded.plan
-    judged = judge(
-        [
-            Candidate(scheme.name, done.outcomes, done.resources)
+    loaded: Loaded, references: Evaluations, cells: Sequence[tuple[Scheme, Evaluations]]
+) -> dict[str, dict[str, Judgement]]:
+    trials = []
+    for task in loaded.plan.tasks:
+        reference = references[task.name]
+        assert reference.outcomes is not None
+        candidates = [
+            Candidate(scheme.name, outcomes, done[task.name].resources)
             for scheme, done in cells
-            if done.outcomes is not None
-        ],
-        Candidate("reference", reference.outcomes, reference.resources),
-        plan.task.criteria,
-        EVALUATORS[plan.task.evaluator].metrics,
-    )
-    return {
-        scheme.name: judged[scheme.name]
-        if scheme.name in judged
-        else Judgement(REJECT, (), (f"the cell failed: {done.record.detail['error']}",))
-        for scheme, done in cells
-    }
+            if (outcomes := done[task.name].outcomes) is not None
+        ]
+        trials.append(
+            Trial(
+                task.name,
+                candidates,
+                Candidate("reference", reference.outcomes, reference.resources),
+                task.criteria,
+                task.evaluator.metrics,
+                task.max_unscored,
+            )
+        )
+    judged = judge(trials)
+    for scheme, done in cells:
+        for task_name, evaluated in done.items():
+            if scheme.name not in judged[task_name]:
+                reason = f"the cell failed: {evaluated.record.detail['error']}"
+                judged[task_name][scheme.name] = Judgement(REJECT, (), (reason,))
+    return judged

@@ -11,9 +11,7 @@ import numpy as np
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators import EVALUATORS
 from evaluators.metric import Outcomes
-from tasks.load import Loaded
 
 Progress = Callable[[int], None]
 """Told how many examples each batch adds."""
@@ -42,7 +40,7 @@ def recorded(sweep: SweepFolder, kind: str, key: str) -> Record | None:
     return record if record is not None and record.key == key else None
 
 
-def reuse(loaded: Loaded, sweep: SweepFolder, kind: str, key: str) -> Evaluated | None:
+def reuse(sweep: SweepFolder, kind: str, key: str) -> Evaluated | None:
     """A recorded evaluation with its outcomes, or None where there is none."""
     folder, record = sweep.place(kind, key), recorded(sweep, kind, key)
     if record is None:
@@ -50,7 +48,7 @@ def reuse(loaded: Loaded, sweep: SweepFolder, kind: str, key: str) -> Evaluated 
     outcomes = None
     if record.status == "finished":
         data = (folder / spool.FILES / f"outcomes-{record.tags['split']}.parquet").read_bytes()
-        outcomes = EVALUATORS[loaded.plan.task.evaluator].read(encode.read_parquet(data))
+        outcomes = Outcomes(encode.read_parquet(data))
     return Evaluated(record, folder, outcomes, record.detail["resources"], reused=True)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from audit.protocol import implementation, key, protocol
-from evaluators import EVALUATORS
+from audit.registry import fetch
+from audit.store import Store
+from halfstep.batches import first
 from halfstep.coverage import Place, places
 from halfstep.digest import digest_json
 from halfstep.errors import UserError, allowed
+from halfstep.examples import Examples, Inputs
 from halfstep.fold import Folding, fold_batch_norm
 from halfstep.sites import Sites, discover, matches
-from halfstep.subject import Examples, Subject, check_weights
-from tasks.plan import Compute, Plan, SplitSpec
+from halfstep.subject import Subject, check_weights
+from sources import Context
+from tasks.data import Data, TaskData, read_data
+from tasks.plan import Compute, Plan, Task
 
 CACHE = "cache"
 
@@ -32,10 +36,12 @@ class Loaded:
     folding: Folding
     sites: Sites
     places: tuple[Place, ...]
-    splits: Mapping[str, Examples]
-    protocol: dict[str, object]
+    data: Data
+    protocol: Mapping[str, object]
     protocol_digest: str
-    implementation: dict[str, str]
+    task_protocols: Mapping[str, str]
+    """Digest of what must be equal before two results on one task may be compared."""
+    implementation: Mapping[str, object]
     training_seconds: float
 
     @property
@@ -43,11 +49,22 @@ class Loaded:
         """The folded copy that is quantized."""
         return self.folding.model
 
-    def key(self, **parts: object) -> str:
-        """Digest of a piece of work on this subject under this protocol by this code."""
+    @property
+    def calibration(self) -> Inputs:
+        return self.data.calibration
+
+    def task(self, name: str) -> Task:
+        return self.data.tasks[name].task
+
+    def split(self, task: str, name: str) -> Examples:
+        return self.data.tasks[task].splits[name]
+
+    def key(self, task: str | None = None, **parts: object) -> str:
+        """Digest of a piece of work on this subject by this code, under the protocol of one task,
+        or of the whole sweep."""
         return key(
             subject=self.subject.digest,
-            protocol=self.protocol_digest,
+            protocol=self.protocol_digest if task is None else self.task_protocols[task],
             implementation=self.implementation,
             **parts,
         )
@@ -60,37 +77,53 @@ class Loaded:
             objective=self.plan.objective,
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of subject and data."""
+        return [*self.subject.notes, *self.data.notes]
 
-def load(plan: Plan, store: Path) -> Loaded:
+
+def load(plan: Plan, store: Store) -> Loaded:
     """Loads data and subject and prepares what every cell shares.
 
     Raises:
-        UserError: the data or the model cannot be used; nothing has been written then.
+        UserError: the data or the model cannot be used; nothing has been recorded then.
     """
     set_up(plan.compute)
-    pools, splits = read_data(plan)
+    context = Context(store.path / CACHE, lambda address: fetch(store, address))
+    data = read_data(plan, context)
     before = time.perf_counter()
-    subject = plan.subject.load(pools, store / CACHE / "subjects")
+    subject = plan.subject.load(data.pools, context)
     training_seconds = time.perf_counter() - before
     check_weights(subject.model)
-    rules = protocol(
-        plan.task.name,
-        plan.task.evaluator,
-        {name: (examples.digest, len(examples)) for name, examples in splits.items()},
-        [criterion.to_json() for criterion in plan.task.criteria],
-        {"threads": plan.compute.threads, "batch_size": plan.compute.batch_size},
-    )
-    folding, sites, places = prepare(plan, subject.model, splits["calibration"])
+    rehearse(plan, subject.model, data)
+    calibration = (digest_json(data.calibration.digests.astype(str).tolist()),
+                   len(data.calibration))  # fmt: skip
+    rules = {
+        name: protocol(
+            name,
+            found.task.evaluated_by.to_json("name"),
+            {n: (e.digest, len(e)) for n, e in found.splits.items() if n != "calibration"},
+            calibration,
+            [criterion.to_json() for criterion in found.task.criteria],
+            {"cluster": found.task.cluster, "max_unscored": found.task.max_unscored},
+            {"threads": plan.compute.threads, "batch_size": plan.compute.batch_size},
+        )
+        for name, found in data.tasks.items()
+    }
+    folding, sites, places = prepare(plan, subject.model, data.calibration)
+    whole = next(iter(rules.values())) if len(rules) == 1 else {"tasks": list(rules.values())}
     return Loaded(
         plan=plan,
         subject=subject,
         folding=folding,
         sites=sites,
         places=places,
-        splits=splits,
-        protocol=rules,
-        protocol_digest=digest_json(rules),
-        implementation=implementation(),
+        data=data,
+        protocol=whole,
+        protocol_digest=digest_json(whole),
+        task_protocols={name: digest_json(rule) for name, rule in rules.items()},
+        implementation=implementation(plan.plugins),
         training_seconds=training_seconds,
     )
 
@@ -103,22 +136,69 @@ def set_up(compute: Compute) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
 
 
-def read_data(plan: Plan) -> tuple[Mapping[str, Examples], dict[str, Examples]]:
-    """The data's pools and the task's splits, both checked."""
-    pools = plan.task.data.load()
-    for name, examples in pools.items():
-        EVALUATORS[plan.task.evaluator].check(f"pool {name!r}", examples)
-    splits = {name: take(name, spec, pools) for name, spec in plan.task.splits().items()}
-    check_disjoint(splits)
-    return pools, splits
+def rehearse(plan: Plan, model: nn.Module, data: Data) -> None:
+    """Runs the few examples of each task that would fail if any does.
+
+    Raises:
+        UserError: the model cannot take the inputs, or answers in another shape than the evaluator
+            needs.
+    """
+    for name, found in data.tasks.items():
+        where = "" if len(plan.tasks) == 1 else f"tasks.{name}: "
+        for split, examples in found.splits.items():
+            if split != "calibration":
+                _check_tokens(where, split, model, examples.inputs)
+                try:
+                    _run_few(found, model, examples)
+                except UserError as error:
+                    raise UserError(f"{where}{error}") from error
+
+
+def _run_few(found: TaskData, model: nn.Module, examples: Examples) -> None:
+    evaluator = found.task.evaluator
+    few = evaluator.rehearsal(examples)
+    try:
+        evaluator.run(model, few, batch_size=2)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"the subject cannot take the data's inputs ({examples.inputs.described()}): {told}. "
+            "Check that the data's shapes, columns and tokenizer are those that the model was made "
+            "for"
+        ) from error
+
+
+def _check_tokens(where: str, split: str, model: nn.Module, inputs: Inputs) -> None:
+    """Raises UserError where a token has no embedding: the tokenizer is another model's."""
+    get = getattr(getattr(model, "encoder", model), "get_input_embeddings", None)
+    column = inputs.columns.get("input_ids")
+    if get is None or column is None:
+        return
+    table = get()
+    known = getattr(table, "num_embeddings", None)
+    if known is None:
+        return
+    largest = max(int(column.row(i).max()) for i in range(len(column)))
+    if largest >= known:
+        raise UserError(
+            f"{where}split {split!r} holds token {largest}, the model knows tokens 0 to "
+            f"{known - 1}: the tokenizer does not fit the model"
+        )
 
 
 def prepare(
-    plan: Plan, model: nn.Module, calibration: Examples
+    plan: Plan, model: nn.Module, calibration: Inputs
 ) -> tuple[Folding, Sites, tuple[Place, ...]]:
     """Folds batch norm and finds the sites; needs the model's structure, not its training."""
-    folding = fold_batch_norm(model, calibration.inputs[: plan.compute.batch_size])
-    sites = discover(folding.model, calibration.inputs[:1])
+    batch = calibration.sample(plan.compute.batch_size)
+    try:
+        folding = fold_batch_norm(model, batch)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"the subject cannot take the calibration data ({calibration.described()}): {told}"
+        ) from error
+    sites = discover(folding.model, first(batch, 1))
     for pattern in plan.skip:
         _check_pattern("sites.skip", pattern, sites)
     for i, override in enumerate(plan.overrides):
@@ -147,43 +227,3 @@ def prepare(
 def _check_pattern(where: str, pattern: str, sites: Sites) -> None:
     if not any(matches(name, pattern) for name in sites.names):
         raise UserError(f"{where}: {pattern!r} matches no site; {allowed(pattern, sites.names)}")
-
-
-def take(name: str, spec: SplitSpec, pools: Mapping[str, Examples]) -> Examples:
-    """The examples of one split."""
-    if spec.pool not in pools:
-        raise UserError(f"splits.{name}.from: no pool {spec.pool!r}; {allowed(spec.pool, pools)}")
-    pool = pools[spec.pool]
-    if spec.targets is not None:
-        wanted = torch.isin(pool.targets, torch.tensor(spec.targets))
-        if not bool(wanted.any()):
-            raise UserError(
-                f"splits.{name}.targets: no example of pool {spec.pool!r} has one of "
-                f"{list(spec.targets)}"
-            )
-        pool = pool.take(wanted.nonzero().flatten())
-    if spec.samples is None:
-        return pool
-    if spec.samples > len(pool):
-        raise UserError(
-            f"splits.{name}.samples: {spec.samples} asked for, but pool {spec.pool!r} holds "
-            f"{len(pool)}" + (" with these targets" if spec.targets is not None else "")
-        )
-    generator = torch.Generator().manual_seed(spec.seed)
-    chosen = torch.randperm(len(pool), generator=generator)[: spec.samples]
-    return pool.take(chosen.sort().values)
-
-
-def check_disjoint(splits: Mapping[str, Examples]) -> None:
-    """Raises UserError where two splits share an example, found by content, not by index."""
-    names = list(splits)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            shared = set(splits[one].row_digests) & set(splits[other].row_digests)
-            if shared:
-                row = next(i for i, d in enumerate(splits[other].row_digests) if d in shared)
-                raise UserError(
-                    f"splits {one!r} and {other!r} share {len(shared)} example(s) with equal "
-                    f"content (the first is row {row} of {other!r}); a verdict needs disjoint "
-                    "splits: take them from different pools"
-                )

@@ -30,9 +30,11 @@ def _wrapped(
 
 TASKS = Steps(
     load=_wrapped("load", PLAIN.load, lambda p: "load"),
-    reference=_wrapped("reference", PLAIN.reference, lambda p: f"reference · {p['split']}"),
+    reference=_wrapped(
+        "reference", PLAIN.reference, lambda p: f"reference · {p['task']} · {p['split']}"
+    ),
     calibrate=_wrapped("calibrate", PLAIN.calibrate, lambda p: "calibrate"),
-    cell=_wrapped("cell", PLAIN.cell, lambda p: f"{p['scheme'].name} · {p['split']}"),
+    cell=_wrapped("cell", PLAIN.cell, lambda p: f"{p['scheme'].name} · {p['task']} · {p['split']}"),
     select=_wrapped("select", PLAIN.select, lambda p: "select"),
     conclude=_wrapped("decide", PLAIN.conclude, lambda p: "decide"),
     record=_wrapped("record", PLAIN.record, lambda p: "record"),

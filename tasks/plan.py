@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from evaluators.acceptance import Criterion
+from evaluators.evaluator import Evaluator
 from halfstep.scheme import Override, Scheme
-from sources import DATASETS, SUBJECTS, DataSource, SubjectSource
+from sources import DataSource, SubjectSource
 
 SPLITS = ("calibration", "selection", "confirmation")
 
@@ -27,19 +29,63 @@ class SplitSpec:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A value that a config chose by name, and the name."""
+
+    name: str
+    value: Any
+
+    def to_json(self, key: str) -> dict[str, object]:
+        settings = {k: v for k, v in asdict(self.value).items() if v is not None}
+        return {key: self.name, **settings}
+
+
+@dataclass(frozen=True)
 class Task:
     """What the subject is evaluated on, how, and what is good enough."""
 
     name: str
-    evaluator: str
-    data: DataSource
-    calibration: SplitSpec
+    evaluated_by: Named
+    """An `Evaluator`."""
+    taken_from: Named
+    """A `DataSource`."""
+    calibration: SplitSpec | None
+    """None where the other tasks' examples calibrate."""
     selection: SplitSpec
     confirmation: SplitSpec
     criteria: tuple[Criterion, ...]
+    cluster: str | None = None
+    """The column that says which examples come in one group."""
+    max_unscored: float = 0.0
+    """The share of examples that may be unusable, or unscored, before that is an error."""
+
+    @property
+    def evaluator(self) -> Evaluator:
+        return self.evaluated_by.value  # type: ignore[no-any-return]
+
+    @property
+    def data(self) -> DataSource:
+        return self.taken_from.value  # type: ignore[no-any-return]
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """Columns that criteria slice by."""
+        return tuple(dict.fromkeys(c.slice for c in self.criteria if c.slice is not None))
 
     def splits(self) -> dict[str, SplitSpec]:
-        return {name: getattr(self, name) for name in SPLITS}
+        """Those that the task has, by name."""
+        return {name: s for name in SPLITS if (s := getattr(self, name)) is not None}
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "evaluator": self.evaluated_by.to_json("name"),
+            "data": self.taken_from.to_json("source"),
+            "splits": {n: s.to_json() for n, s in self.splits().items()},
+            "criteria": [c.to_json() for c in self.criteria],
+            "cluster": self.cluster,
+            "max_unscored": self.max_unscored,
+        }
 
 
 @dataclass(frozen=True)
@@ -55,8 +101,9 @@ class Plan:
     """One sweep."""
 
     name: str
-    subject: SubjectSource
-    task: Task
+    taken_from: Named
+    """A `SubjectSource`."""
+    tasks: tuple[Task, ...]
     schemes: tuple[Scheme, ...]
     folded_duplicates: int
     """Cells of the matrix that were the same scheme under another spelling."""
@@ -66,23 +113,27 @@ class Plan:
     """What every scheme does otherwise at some sites."""
     objective: str
     compute: Compute
+    plugins: tuple[str, ...] = ()
+    """Other packages whose code takes part, each with its version and the digest of its code."""
+
+    @property
+    def subject(self) -> SubjectSource:
+        return self.taken_from.value  # type: ignore[no-any-return]
+
+    def label(self, cell: str, task: str) -> str:
+        """What a cell is called: after its scheme, and its task where there are several."""
+        return cell if len(self.tasks) == 1 else f"{cell} · {task}"
+
+    def key(self, name: str, task: str) -> str:
+        """The same for names of params, metrics and tags, which hold fewer signs."""
+        return name if len(self.tasks) == 1 else f"{task}.{name}"
 
     def to_json(self) -> dict[str, object]:
         """The resolved config: every default written out."""
-        subject = next(k for k, v in SUBJECTS.items() if isinstance(self.subject, v))
-        data = next(k for k, v in DATASETS.items() if isinstance(self.task.data, v))
         return {
             "name": self.name,
-            "subject": {"source": subject, **asdict(self.subject)},
-            "tasks": [
-                {
-                    "name": self.task.name,
-                    "evaluator": self.task.evaluator,
-                    "data": {"source": data, **asdict(self.task.data)},
-                    "splits": {n: s.to_json() for n, s in self.task.splits().items()},
-                    "criteria": [c.to_json() for c in self.task.criteria],
-                }
-            ],
+            "subject": self.taken_from.to_json("source"),
+            "tasks": [task.to_json() for task in self.tasks],
             "cells": [scheme.to_json() for scheme in self.schemes],
             "sites": {
                 "skip": list(self.skip),
@@ -90,4 +141,5 @@ class Plan:
             },
             "objective": self.objective,
             "compute": asdict(self.compute),
+            "plugins": list(self.plugins),
         }

@@ -4,50 +4,56 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators import EVALUATORS
+from evaluators.metric import CLUSTER, SLICE, Outcomes
 from halfstep.determinism import nondeterministic_operators
 from halfstep.errors import UserError
+from halfstep.examples import Examples
 from halfstep.observe import check_finite, observing
 from halfstep.resources import bit_operations, reference_bytes
 from tasks.calibrate import SELECTION, calibrated_sites, flat
 from tasks.evaluated import Evaluated, Progress, finite, reuse
 from tasks.load import Loaded
+from tasks.plan import Task
 
 
 def measure_reference(
-    loaded: Loaded, split: str, sweep: SweepFolder, progress: Progress
+    loaded: Loaded, task: str, split: str, sweep: SweepFolder, progress: Progress
 ) -> Evaluated:
     """The full-precision subject on one split; on ``selection`` twice: does it repeat itself?
 
     The second time what enters the calibrated sites is sketched, to be compared with calibration.
     Observing changes no output, so the repetition proves that too.
     """
-    key = loaded.key(kind="reference", split=split)
+    key = loaded.key(task, kind="reference", split=split)
     folder = sweep.place("reference", key)
-    found = reuse(loaded, sweep, "reference", key)
+    found = reuse(sweep, "reference", key)
     if found:
         return found
-    evaluator = EVALUATORS[loaded.plan.task.evaluator]
+    rules = loaded.task(task)
+    evaluator, model = rules.evaluator, loaded.subject.model
     started = time.time()
-    examples, batch = loaded.splits[split], loaded.plan.compute.batch_size
-    outcomes = evaluator.run(loaded.subject.model, examples, batch, progress)
-    if outcomes.unscored:
+    examples, batch = loaded.split(task, split), loaded.plan.compute.batch_size
+    outcomes = evaluator.run(model, examples, batch, progress)
+    if outcomes.unscored > rules.max_unscored * len(outcomes):
         raise UserError(
             f"the full-precision subject gives NaN or infinite outputs for {outcomes.unscored} of "
             f"{len(outcomes)} examples of {split!r}; there is nothing to compare with"
         )
-    digest = encode.columns_digest(outcomes.columns())
+    outcomes = described(outcomes, rules, examples)
+    digest = encode.columns_digest(outcomes.columns)
     metrics = evaluator.measure(outcomes, outcomes)
     detail: dict[str, object] = {}
     files: dict[str, bytes] = {}
     if split == "selection":
-        with observing(loaded.subject.model, calibrated_sites(loaded)) as observer:
-            again = evaluator.run(loaded.subject.model, examples, batch, progress)
-        same = encode.columns_digest(again.columns()) == digest
-        operators = nondeterministic_operators(loaded.subject.model, examples.inputs[:batch])
+        with observing(model, calibrated_sites(loaded)) as observer:
+            again = evaluator.run(model, examples, batch, progress)
+        same = encode.columns_digest(described(again, rules, examples).columns) == digest
+        operators = nondeterministic_operators(model, examples.inputs.sample(batch))
         detail |= {"deterministic": same, "nondeterministic_operators": list(operators)}
         metrics["repeat_identical"] = float(same)
         seen = {name: tally.observation() for name, tally in observer.tallies.items()}
@@ -63,13 +69,28 @@ def measure_reference(
     record = Record(
         kind="reference",
         key=key,
-        name=f"reference · {split}",
-        tags={"split": split},
+        name=loaded.plan.label(f"reference · {split}", task),
+        tags={"split": split, "task": task},
         metrics=finite(metrics | resources),
         detail=detail | {"resources": resources, "outcomes_digest": digest},
         started=started,
     )
     seconds = time.time() - started
-    files[f"outcomes-{split}.parquet"] = encode.parquet_bytes(outcomes.columns())
+    files[f"outcomes-{split}.parquet"] = encode.parquet_bytes(outcomes.columns)
     record = spool.commit(folder, record, files)
     return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)
+
+
+def described(outcomes: Outcomes, task: Task, examples: Examples) -> Outcomes:
+    """With the columns that clusters and slices go by, so that the record can be judged alone."""
+    columns: dict[str, np.ndarray] = {
+        SLICE + name: _texts(examples.columns[name]) for name in task.slices
+    }
+    if task.cluster is not None:
+        columns[CLUSTER] = _texts(examples.columns[task.cluster])
+    return outcomes.beside(columns)
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    """As texts no wider than they need to be: what a file gives back."""
+    return np.array([str(value) for value in values.tolist()])

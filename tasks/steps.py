@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.acceptance import Judgement
 from halfstep.scheme import Scheme
 from tasks.calibrate import Calibrated, run_calibration
 from tasks.cell import run_cell
-from tasks.decide import Decision, conclude, select
+from tasks.decide import Decision, Judgements, conclude, select
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded, load
 from tasks.reference import measure_reference
@@ -24,7 +23,7 @@ class Steps:
     reference: Callable[..., Evaluated]
     calibrate: Callable[..., Calibrated]
     cell: Callable[..., Evaluated]
-    select: Callable[..., tuple[dict[str, Judgement], Scheme | None]]
+    select: Callable[..., tuple[Judgements, Scheme | None]]
     conclude: Callable[..., Decision]
     record: Callable[..., Any]
 

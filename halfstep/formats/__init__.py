@@ -13,6 +13,8 @@ one arithmetic (`halfstep.quantize`) serves them all:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from halfstep.formats.block import SCALE_RULES, Microscaling, NvFp4, microscaling
 from halfstep.formats.codebook import BINARY, NF4, Codebook
 from halfstep.formats.floating import (
@@ -26,6 +28,7 @@ from halfstep.formats.floating import (
     Floating,
 )
 from halfstep.formats.uniform import Uniform, integers
+from halfstep.plugins import Known
 
 Format = Uniform | Floating | Codebook | Microscaling | NvFp4
 
@@ -50,11 +53,11 @@ _NAMED: list[Format] = [
     NvFp4("nvfp4", FP4_E2M1, 16),
 ]
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in _NAMED}
+FORMATS: Mapping[str, Format] = Known({f.name: f for f in _NAMED}, "halfstep.formats", Format)
 """Every format by the name that configs use. intN: symmetric restricted range (-127..127 for
 int8); intN_full: symmetric over the full range (-128..127, scale amax/127.5); intN_asym and uintN:
 with a zero point; mx…: the specification's floor rule for the scale, with _ceil, _even or _rceil
-another one."""
+another one. Other packages add theirs as entry points of the group ``halfstep.formats``."""
 
 __all__ = [
     "FORMATS", "SCALE_RULES", "Codebook", "Floating", "Format", "Microscaling", "NvFp4", "Uniform",

@@ -6,16 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
+from evaluators import classification
 from evaluators.acceptance import (
     ACCEPT,
     INCONCLUSIVE,
     REJECT,
     Candidate,
     Criterion,
+    Trial,
     holm,
     judge,
+    overall,
 )
-from evaluators.image_classification import METRICS, ClassificationOutcomes
+from evaluators.classification import METRICS
+from evaluators.metric import CLUSTER, SLICE
 
 ACCURACY = Criterion("accuracy", "max_drop", 0.01)
 SIZE = Criterion("weight_bytes", "max_ratio", 0.5)
@@ -28,7 +32,7 @@ def outcomes(correct, classes=4):
     best = np.where(correct, label, (label + 1) % classes)
     p = np.full((len(correct), classes), 0.1)
     p[np.arange(len(correct)), best] = 1 - 0.1 * (classes - 1)
-    return ClassificationOutcomes(label, np.log(p))
+    return classification.outcomes(label, np.log(p))
 
 
 def candidate(name, correct, size=0.25):
@@ -52,7 +56,9 @@ def base():
 
 
 def verdicts(base, cells, criteria):
-    return judge(cells, candidate("reference", base, 1.0), criteria, METRICS)
+    return judge([Trial("task", cells, candidate("reference", base, 1.0), criteria, METRICS)])[
+        "task"
+    ]
 
 
 def test_the_three_verdicts(base):
@@ -103,9 +109,9 @@ def test_every_criterion_must_be_shown(base):
 
 def test_a_cell_with_unscored_examples_is_rejected(base):
     good = outcomes(base)
-    log_p = good.log_probability.copy()
+    log_p = good["log_p"].copy()
     log_p[:17] = np.nan
-    broken = Candidate("nan", ClassificationOutcomes(good.label, log_p), {"weight_bytes": 1.0})
+    broken = Candidate("nan", classification.outcomes(good["label"], log_p), {"weight_bytes": 1.0})
     found = verdicts(base, [broken, candidate("cell", base)], [ACCURACY])
     assert found["nan"].verdict == REJECT
     assert found["nan"].reasons[0].startswith("17 of 2000 examples could not be scored")
@@ -135,13 +141,12 @@ def test_lower_is_better_metrics_lose_upwards(base):
     reference = outcomes(base)
 
     def shifted(by):
-        log_p = reference.log_probability + generator.normal(
-            0, 0.01, reference.log_probability.shape
-        )
-        return Candidate(str(by), ClassificationOutcomes(reference.label, log_p - by), {})
+        log_p = reference["log_p"] + generator.normal(0, 0.01, reference["log_p"].shape)
+        return Candidate(str(by), classification.outcomes(reference["label"], log_p - by), {})
 
     cells = [shifted(0.0), shifted(0.05), shifted(-0.05)]
-    found = judge(cells, Candidate("reference", reference, {}), [rule], METRICS)
+    trial = Trial("task", cells, Candidate("reference", reference, {}), [rule], METRICS)
+    found = judge([trial])["task"]
     assert [found[c.name].verdict for c in cells] == [ACCEPT, REJECT, ACCEPT]
 
 
@@ -160,3 +165,99 @@ def test_false_acceptance_over_a_whole_matrix_stays_under_alpha():
         found = verdicts(base, cells, [rule])
         accepted += any(j.verdict == ACCEPT for j in found.values())
     assert accepted / 150 <= 0.09
+
+
+def sliced(name, correct, column, clusters=None):
+    columns = {SLICE + "lang": column} | ({CLUSTER: clusters} if clusters is not None else {})
+    return Candidate(name, outcomes(correct).beside(columns), {})
+
+
+def test_every_slice_must_pass_and_the_worst_is_named(base):
+    lang = np.where(np.arange(2000) % 5 == 0, "de", "en")
+    lang[:10] = "nl"
+    rule = Criterion("accuracy", "max_drop", 0.03, slice="lang", min_examples=100)
+    hurt = base.copy()
+    hurt[np.flatnonzero(base & (lang == "de"))[:60]] = False
+    cells = [sliced("same", base, lang), sliced("hurt", hurt, lang)]
+    found = judge([Trial("t", cells, sliced("reference", base, lang), [rule], METRICS)])["t"]
+    assert found["same"].verdict == ACCEPT
+    assert found["hurt"].verdict == REJECT
+    assert "where lang is de (398 examples, the worst of 2 slices)" in found["hurt"].reasons[0]
+    parts = found["hurt"].findings[0].slices
+    assert [part.value for part in parts] == ["de", "en"]  # ten examples of nl are too few
+    whole = Criterion("accuracy", "max_drop", 0.06)
+    assert verdicts(base, [candidate("hurt", hurt)], [whole])["hurt"].verdict == ACCEPT
+
+
+def test_harm_in_one_of_many_slices_is_corrected_for_their_number(base):
+    column = (np.arange(2000) % 20).astype(str)
+    rule = Criterion("accuracy", "max_drop", 0.03, slice="c")
+    hurt = base.copy()
+    hurt[np.flatnonzero(base & (column == "7"))[:12]] = False
+    alone = Criterion("accuracy", "max_drop", 0.03)
+
+    def cell(name, correct):
+        return Candidate(name, outcomes(correct).beside({SLICE + "c": column}), {})
+
+    found = judge([Trial("t", [cell("hurt", hurt)], cell("r", base), [rule], METRICS)])["t"]["hurt"]
+    worst = found.findings[0].slices[0]
+    inside = np.flatnonzero(column == "7")
+    only = judge(
+        [
+            Trial(
+                "t",
+                [candidate("hurt", hurt[inside])],
+                candidate("r", base[inside]),
+                [alone],
+                METRICS,
+            )
+        ]
+    )["t"]["hurt"]
+    assert worst.p_reject == pytest.approx(min(1, 20 * only.findings[0].evidence.p_reject))
+
+
+def test_clusters_make_the_same_drop_harder_to_certify(base):
+    """Twenty hits lost one each in twenty documents, or all in one."""
+    lost = flipped(base, 20)
+    rule = Criterion("accuracy", "max_drop", 0.02)
+    by_ten = np.repeat(np.arange(200), 10).astype(str)
+
+    def bound(correct):
+        cells = [sliced("cell", correct, by_ten, by_ten)]
+        reference = sliced("reference", base, by_ten, by_ten)
+        return judge([Trial("t", cells, reference, [rule], METRICS)])["t"]["cell"].findings[0]
+
+    spread = base.copy()
+    for document in range(20):
+        spread[np.flatnonzero(base & (by_ten == str(document * 10)))[:1]] = False
+    assert spread.sum() == lost.sum()
+    assert bound(lost).evidence.bound > 1.3 * bound(spread).evidence.bound
+
+
+def test_cells_of_all_tasks_are_weighed_against_each_other(base):
+    borderline = flipped(base, 12, 4)
+    trials = [
+        Trial(
+            f"t{i}", [candidate("cell", borderline)], candidate("r", base, 1.0), [ACCURACY], METRICS
+        )
+        for i in range(40)
+    ]
+    assert judge(trials[:1])["t0"]["cell"].verdict == ACCEPT
+    assert {found["cell"].verdict for found in judge(trials).values()} == {INCONCLUSIVE}
+
+
+def test_what_fails_one_task_fails():
+    assert overall([ACCEPT, ACCEPT]) == ACCEPT
+    assert overall([ACCEPT, INCONCLUSIVE]) == INCONCLUSIVE
+    assert overall([INCONCLUSIVE, REJECT, ACCEPT]) == REJECT
+
+
+def test_a_share_of_unscored_examples_may_be_allowed(base):
+    good = outcomes(base)
+    log_p = good["log_p"].copy()
+    log_p[:3] = np.nan
+    cells = [Candidate("nan", classification.outcomes(good["label"], log_p), {})]
+    rule = Criterion("accuracy", "max_drop", 0.02)
+    for limit, wanted in ((0.0, REJECT), (0.01, ACCEPT)):
+        trial = Trial("t", cells, Candidate("r", good, {}), [rule], METRICS, limit)
+        assert judge([trial])["t"]["nan"].verdict == wanted

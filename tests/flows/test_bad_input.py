@@ -50,7 +50,7 @@ def test_nan_in_weights(tiny, store):
 
 
 def test_nan_in_data(tiny, store):
-    refused(tiny(factory(data={"nan": True})), store, r"pool 'validation' holds NaN .* row 7")
+    refused(tiny(factory(data={"nan": True})), store, r"split 'selection' holds NaN .* row 7")
 
 
 def test_overlapping_splits_are_found_by_content(tiny, store):

@@ -93,7 +93,10 @@ WRONG = {
     "an unknown objective": (put("objective", value="weight_byte"), r"'weight_bytes'"),
     "no threads": (put("compute", value={"threads": 0}), r"compute.threads: 0"),
     "a name with a slash": (put("name", value="a/b"), r"name: 'a/b' is not allowed"),
-    "two tasks": (lambda c: c["tasks"].append(c["tasks"][0]), r"exactly one task"),
+    "two tasks of one name": (
+        lambda c: c["tasks"].append(c["tasks"][0]),
+        r"tasks\[1\].name: 'digits' stands twice",
+    ),
     "an unknown correction": (
         put("matrix", "corrections", value=["gpqt"]),
         r"matrix.corrections: unknown correction 'gpqt'.*did you mean 'gptq'",
@@ -262,6 +265,10 @@ SHIPPED = {
     "digits-unrepresentative": 8,
     "fashion-mnist": 24,
     "fashion-mnist-corrections": 12,
+    "diabetes": 12,
+    "breast-cancer": 6,
+    "small-lm": 8,
+    "minilm": 6,
 }
 
 

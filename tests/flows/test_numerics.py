@@ -75,14 +75,14 @@ def test_a_transformer_is_swept_with_corrections_and_overrides(tiny, store, tmp_
     assert again["decision"]["digest"] == result["decision"]["digest"]
 
 
-def test_the_plan_shows_overrides_and_what_each_site_gets(tiny):
+def test_the_plan_shows_overrides_and_what_each_site_gets(tiny, store):
     sites = {
         "skip": ["layer.linear1"],
         "overrides": [
             {"kinds": ["recurrent"], "weights": {"format": "int8"}, "activations": "none"}
         ],
     }
-    plan = forecast(read_plan(tiny(attentive(MATRIX, sites))))
+    plan = forecast(read_plan(tiny(attentive(MATRIX, sites))), store)
     assert plan["overrides"] == ["kind recurrent: W int8 per_channel minmax · A fp32"]
     rows = {row["place"]: row for row in plan["coverage"]}
     assert rows["layer.linear1"]["reason"] == "skipped by pattern 'layer.linear1'"

@@ -53,11 +53,11 @@ def test_the_flow_gives_the_same_decision_and_reads_well(server, tiny, store, tm
     assert [f.name for f in flows] == [f"sweep {path}"]
     assert {t.name for t in tasks} == {
         "load",
-        "reference · selection",
-        "reference · confirmation",
+        "reference · digits · selection",
+        "reference · digits · confirmation",
         "calibrate",
-        *[f"{c['name']} · selection" for c in result["cells"]],
-        f"{result['decision']['cell']} · confirmation",
+        *[f"{c['name']} · digits · selection" for c in result["cells"]],
+        f"{result['decision']['cell']} · digits · confirmation",
         "select",
         "decide",
         "record",

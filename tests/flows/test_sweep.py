@@ -71,8 +71,8 @@ def test_the_cheapest_accepted_cell_is_confirmed(done):
     assert result["decision"]["verdict"] == "accept"
     chosen = next(c for c in result["cells"] if c["name"] == result["decision"]["cell"])
     assert chosen["weight_bytes"] == min(c["weight_bytes"] for c in accepted)
-    assert result["confirmation"]["name"] == chosen["name"]
-    assert result["confirmation"]["outcomes_digest"] != chosen["outcomes_digest"]
+    assert result["confirmation"][0]["name"] == chosen["name"]
+    assert result["confirmation"][0]["outcomes_digest"] != chosen["outcomes_digest"]
 
 
 def test_the_result_holds_what_is_promised(done):
@@ -124,7 +124,7 @@ def test_datasets_are_inputs_with_our_full_digest(done, runs):
     tags = [{t.key: t.value for t in item.tags} for item in inputs]
     by_context = {t["mlflow.data.context"]: t for t in tags}
     assert set(by_context) == {"calibration", "selection", "confirmation"}
-    for split, described in result["splits"].items():
+    for split, described in result["tasks"][0]["splits"].items():
         assert by_context[split]["halfstep.sha256"] == described["sha256"]
         assert by_context[split]["halfstep.examples"] == str(described["examples"])
 
@@ -153,7 +153,7 @@ def test_each_cell_holds_its_tables_and_its_outcomes(done, runs, tmp_path):
     ]  # fmt: skip
     data = download(client, cell["run_id"], "outcomes-selection.parquet", tmp_path)
     table = pq.read_table(io.BytesIO(data)).to_pydict()
-    assert len(table["label"]) == result["splits"]["selection"]["examples"]
+    assert len(table["label"]) == result["tasks"][0]["splits"]["selection"]["examples"]
     assert sum(table["correct"]) / 500 == pytest.approx(cell["metrics"]["accuracy"])
     client.download_artifacts(cell["run_id"], "qparams.safetensors", str(tmp_path))
     qparams = load_file(tmp_path / "qparams.safetensors")
@@ -289,8 +289,8 @@ def test_list_and_show_find_what_was_recorded(done):
 
 
 def test_the_plan_foretells_cells_sizes_and_sites(done):
-    result, _, path = done
-    plan = forecast(read_plan(path))
+    result, store, path = done
+    plan = forecast(read_plan(path), store)
     assert [c["name"] for c in plan["cells"]] == [c["name"] for c in result["cells"]]
     assert [c["weight_bytes"] for c in plan["cells"]] == [
         c["weight_bytes"] for c in result["cells"]
@@ -313,5 +313,5 @@ def test_a_matrix_that_no_cell_survives_decides_so(tiny, store):
     result = sweep(tiny(change), store)
     assert result["decision"]["verdict"] == "reject"
     assert result["decision"]["cell"] is None
-    assert result["confirmation"] is None
+    assert result["confirmation"] == []
     assert "No cell was accepted" in result["decision"]["summary"]

@@ -14,7 +14,7 @@ from halfstep.certificate import BoundViolated, certify
 from halfstep.coverage import covered, places
 from halfstep.digest import digest_tensors
 from halfstep.errors import UserError
-from halfstep.fold import fold_batch_norm
+from halfstep.fold import WATCHED, fold_batch_norm
 from halfstep.formats import FORMATS
 from halfstep.granularity import PerAxis, PerTensor, PerToken
 from halfstep.observe import calibrate
@@ -106,7 +106,7 @@ def test_a_norm_whose_input_is_read_elsewhere_is_not_folded_and_is_named():
     assert folding.notes == ("batch norm bn could not be folded",)
 
 
-def test_a_model_that_cannot_be_traced_is_left_unfolded_and_named():
+def test_a_model_that_cannot_be_traced_is_watched_and_named():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -115,8 +115,27 @@ def test_a_model_that_cannot_be_traced_is_left_unfolded_and_named():
         def forward(self, x):
             return self.bn(self.conv(x)) if x.sum() > 0 else x
 
-    folding = fold_batch_norm(Branching().eval(), torch.randn(3, 2, 4, 4))
-    assert "cannot be traced" in folding.notes[0]
+    x = torch.rand(3, 2, 4, 4)
+    for batch, folded in ((x, ("bn",)), (-x, ())):
+        folding = fold_batch_norm(Branching().eval(), batch)
+        assert folding.folded == folded
+        assert folding.notes[0].startswith(WATCHED)
+
+
+def test_a_layer_whose_output_something_else_reads_is_not_folded_by_watching():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+            self.bn.running_mean.fill_(0.5)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.bn(y) + y if x.sum() > 0 else y
+
+    folding = fold_batch_norm(Both().eval(), torch.rand(3, 2, 4, 4))
+    assert folding.folded == ()
+    assert "folding would change outputs" in folding.notes[-1]
 
 
 def test_coverage_accounts_for_every_parameter_and_every_multiply_accumulate():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from halfstep.determinism import nondeterministic_operators
-from halfstep.digest import digest_rows, digest_tensors
+from halfstep.digest import digest_tensors
+from halfstep.examples import Inputs
 from halfstep.observation import Observation, bulk
 from halfstep.observe import BATCH, calibrate, canonical, observing
 from halfstep.operators import Operand
@@ -30,13 +31,19 @@ def data(n=300):
     return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+def in_order(x):
+    """The calibration batches of a tensor."""
+    inputs = Inputs.of(x)
+    return [inputs.batch(rows) for rows in canonical(inputs)]
+
+
 def observations_digest(x, threads=1):
     model = build()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         sites = discover(model, x[:1]).activations
-        batches = canonical(x, digest_rows(x.numpy()))
+        batches = in_order(x)
         found = calibrate(model, sites, batches, positions=True, examples=len(x))
     finally:
         torch.set_num_threads(before)
@@ -70,7 +77,7 @@ def test_batches_dealt_to_workers_merge_to_the_same_counts(workers):
     x = data()
     model = build()
     sites = discover(model, x[:1]).activations
-    batches = canonical(x, digest_rows(x.numpy()))
+    batches = in_order(x)
     whole = calibrate(model, sites, batches)
     parts = [calibrate(model, sites, batches[w::workers]) for w in range(workers)]
     for name, observation in whole.items():
@@ -81,7 +88,7 @@ def test_batches_dealt_to_workers_merge_to_the_same_counts(workers):
 
 def test_calibration_batches_have_one_size_and_every_example_once():
     x = data(100)
-    batches = canonical(x, digest_rows(x.numpy()))
+    batches = in_order(x)
     assert [len(b) for b in batches] == [BATCH, BATCH, BATCH, 4]
     assert torch.equal(torch.cat(batches).flatten(1).sum(1).sort().values,
                        x.flatten(1).sum(1).sort().values)  # fmt: skip
@@ -100,7 +107,7 @@ def test_observing_changes_no_output_bit():
 def test_growth_is_the_range_after_each_part_of_the_data():
     x = data(256)
     model = nn.Sequential(nn.Conv2d(1, 2, 3)).eval()
-    order = torch.cat(canonical(x, digest_rows(x.numpy())))
+    order = torch.cat(in_order(x))
     batches = order.split(BATCH)
     found = calibrate(model, discover(model, x[:1]).activations, batches, examples=256)["0"]
     assert [(s.share, s.examples) for s in found.growth] == [

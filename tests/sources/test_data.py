@@ -2,17 +2,20 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from halfstep.errors import UserError
-from halfstep.subject import Examples
+from halfstep.examples import Column, Examples, Inputs
 from sources.arrays import carve
-from sources.hub import Datasets
+from sources.context import Context
 from sources.idx import DEBIAN, Idx, read_idx
 from sources.sklearn_data import Sklearn
+
+CONTEXT = Context(Path("unused"))
 
 
 def idx_bytes(array, code=0x08):
@@ -32,36 +35,36 @@ def folder(tmp_path):
 
 
 def test_digits_are_split_without_overlap_and_with_equal_class_shares():
-    pools = Sklearn("digits").load()
+    pools = Sklearn("digits").load(CONTEXT)
     assert {name: len(pool) for name, pool in pools.items()} == {
         "validation": 500, "test": 500, "train": 797
     }  # fmt: skip
-    rows = [set(pool.row_digests) for pool in pools.values()]
+    rows = [set(pool.digests) for pool in pools.values()]
     assert len(set.union(*rows)) == 1797
     for pool in pools.values():
-        shares = torch.bincount(pool.targets) / len(pool)
+        shares = torch.bincount(pool.targets.all()) / len(pool)
         assert (shares - 0.1).abs().max() < 0.006
-        assert (pool.inputs.min(), pool.inputs.max()) == (0.0, 1.0)
+        assert (pool.inputs.tensor.min(), pool.inputs.tensor.max()) == (0.0, 1.0)
 
 
 def test_carving_depends_on_the_seed_alone():
-    one, same, other = (Sklearn("digits", seed=s).load()["test"].digest for s in (0, 0, 1))
+    one, same, other = (Sklearn("digits", seed=s).load(CONTEXT)["test"].digest for s in (0, 0, 1))
     assert one == same != other
 
 
 def test_a_pool_that_would_take_everything_is_refused():
-    examples = Examples(torch.zeros(10, 1), torch.zeros(10).long())
+    examples = Examples(Inputs.of(torch.zeros(10, 1)), Column.of(torch.zeros(10).long()))
     with pytest.raises(UserError, match="ask for 10 of 10 examples and leave none for 'train'"):
         carve(examples, {"validation": 6, "test": 4}, "train", 0)
 
 
 def test_idx_folder_plain_and_gzipped(folder):
-    pools = Idx(str(folder), validation=20).load()
+    pools = Idx(str(folder), validation=20).load(CONTEXT)
     assert {name: len(pool) for name, pool in pools.items()} == {
         "validation": 20, "train": 100, "test": 40
     }  # fmt: skip
-    assert pools["test"].inputs.shape == (40, 1, 6, 6)
-    assert pools["test"].inputs.max() <= 1.0
+    assert pools["test"].inputs.tensor.shape == (40, 1, 6, 6)
+    assert pools["test"].inputs.tensor.max() <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -98,44 +101,12 @@ def test_a_cut_gzip_is_named(tmp_path):
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_fashion_mnist_from_debian():
-    pools = Idx().load()
+    pools = Idx().load(CONTEXT)
     assert {name: len(pool) for name, pool in pools.items()} == {
         "validation": 5000, "train": 55000, "test": 10000
     }  # fmt: skip
-    assert pools["train"].inputs.shape[1:] == (1, 28, 28)
-    assert torch.bincount(pools["test"].targets).tolist() == [1000] * 10
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_datasets_from_a_saved_folder_and_from_parquet(tmp_path):
-    import datasets
-    from PIL import Image
-
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 5, 5), dtype=np.uint8)
-    rows = {"image": [Image.fromarray(p) for p in pixels], "label": [i % 3 for i in range(30)]}
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)}
-    )
-    made = datasets.Dataset.from_dict(rows, features=features)
-    saved, parquet = tmp_path / "saved", tmp_path / "parquet"
-    datasets.DatasetDict({"train": made, "test": made.select(range(6))}).save_to_disk(saved)
-    parquet.mkdir()
-    made.to_parquet(parquet / "train.parquet")
-    pools = Datasets(str(saved), validation=9).load()
-    assert {name: len(pool) for name, pool in pools.items()} == {
-        "test": 6, "validation": 9, "train": 21
-    }  # fmt: skip
-    assert np.array_equal(pools["test"].inputs[:, 0].numpy(), pixels[:6].astype(np.float32) / 255)
-    assert len(Datasets(str(parquet), validation=9).load()["train"]) == 21
-    with pytest.raises(UserError, match=r"no column 'img'; allowed: image, label"):
-        Datasets(str(saved), image="img").load()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_data_set_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"data set .*nothing.* cannot be loaded"):
-        Datasets(str(tmp_path / "nothing")).load()
+    assert pools["train"].inputs.shape == {"": [1, 28, 28]}
+    assert torch.bincount(pools["test"].targets.all()).tolist() == [1000] * 10
 
 
 def test_an_unknown_scikit_learn_set_is_named():
@@ -145,7 +116,6 @@ def test_an_unknown_scikit_learn_set_is_named():
 
 def test_row_digests_tell_content_not_place():
     x = torch.arange(12.0).reshape(4, 3)
-    one = Examples(x, torch.arange(4))
-    turned = Examples(x.flip(0), torch.arange(4))
-    assert one.row_digests == turned.row_digests[::-1]
+    one, turned = (Examples(Inputs.of(v), Column.of(torch.arange(4))) for v in (x, x.flip(0)))
+    assert np.array_equal(one.digests, turned.digests[::-1])
     assert one.digest != turned.digest
