@@ -1,4 +1,5 @@
-# make sweep | test | ui | bench | bench-numerics: each installs what it needs, once.
+# make sweep | test | ui | bench | bench-numerics | bench-memory: each installs what it needs, once.
+# make sweep CONFIG=configs/minilm.yaml EXTRAS=minilm: what a config needs beyond the base.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +7,12 @@ PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constrai
 CONFIG ?= configs/digits.yaml
 STORE ?= mlruns
 PORT ?= 5000
+EXTRAS ?=
+comma := ,
+# The stamp of the base, or of the base with some extras.
+STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: sweep test ui bench bench-numerics venv dev format clean
+.PHONY: sweep test ui bench bench-numerics bench-memory venv dev format clean
 
 sweep: venv
 	$(BIN)/halfstep sweep $(CONFIG) --store $(STORE)
@@ -28,7 +33,10 @@ bench: venv
 bench-numerics: venv
 	$(BIN)/python -m benchmarks.numerics
 
-venv: $(VENV)/.installed
+bench-memory: venv
+	$(BIN)/python -m benchmarks.memory
+
+venv: $(STAMP)
 dev: $(VENV)/.installed-dev
 
 # The stamps depend on what is to be installed, so a second run installs nothing.
@@ -38,8 +46,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) --editable '.[$(if $(filter dev,$*),dev,$(EXTRAS))]'
 	touch $@
 
 format: dev

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-EXAMPLES, FACTOR, SIDE, CLASSES = 2_000, 10, 48, 10
+EXAMPLES, FACTOR, SIDE, CLASSES = 4_000, 10, 48, 10
 
 
 def main(examples: int) -> None:

@@ -22,7 +22,7 @@ WEIGHTED_WORK = 4e7
 """The same for statistics that sort: each draw costs more."""
 JACKKNIFE_GROUPS = 400
 """Statistics that cannot subtract leave out groups of examples instead of each by itself."""
-_CHUNK, _CHUNK_DRAWS = 250, 2**21
+_CHUNK, _CHUNK_DRAWS = 250, 2**19
 _SEED = 20260416
 
 

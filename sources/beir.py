@@ -13,7 +13,6 @@ import numpy as np
 
 from halfstep.digest import digest_bytes, digest_code, digest_json
 from halfstep.errors import UserError
-from sources.arrays import carve
 from sources.context import Context, Pools
 from sources.prepared import Row, Writer, making, read
 from sources.tabular import Tabular
@@ -55,12 +54,7 @@ class Beir(Tabular):
             with making(made) as partial:
                 self._write(partial, transform, files, judged)
         pools = {name: read(made / name) for name in (*names, "documents")}
-        if self.carve and "train" not in pools and len(names) == 1:
-            pools["train"] = pools.pop(names[0])
-        if self.carve:
-            rest = {k: v for k, v in pools.items() if k != "train"}
-            return rest | carve(pools["train"], self.carve, rest="train", seed=self.seed)
-        return pools
+        return self.carved(pools)
 
     def _write(self, folder: Path, transform: Text, files: list[Path], judged: list[Path]) -> None:
         documents = {
@@ -69,7 +63,7 @@ class Beir(Tabular):
         }
         queries = {row["_id"]: row["text"] for row in _lines(files[1])}
         numbers = {name: i for i, name in enumerate(documents)}
-        encoded = _encoded(transform, list(documents.values()))
+        encoded = list(_encoded(transform, list(documents.values())))
         for file in judged:
             (folder / file.stem).mkdir()
             writer = Writer(folder / file.stem)
@@ -81,10 +75,9 @@ class Beir(Tabular):
                     continue
                 row = next(_encoded(transform, [queries[query]]))[0]
                 writer.add(Row([row], np.array(gains, dtype=np.float32), {"query": query}))
-            cut = 0
-            for row, count in _encoded(transform, list(documents.values())):
+            for row, _ in encoded:
                 writer.share(row)
-                cut += count
+            cut = sum(count for _, count in encoded)
             if cut:
                 writer.notes.append(f"{cut:,} texts cut at max_length in pool {file.stem!r}")
             writer.finish()

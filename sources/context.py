@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ Pools = Mapping[str, Examples]
 """Examples by the names that splits are taken from."""
 
 
-def _no_registry(address: str) -> Path:
+def _no_registry(address: str) -> AbstractContextManager[Path]:
     raise UserError(f"{address}: no MLflow store is at hand here")
 
 
@@ -23,5 +24,6 @@ class Context:
 
     cache: Path
     """A folder for what is made once: trained weights, prepared data."""
-    fetch: Callable[[str], Path] = _no_registry
-    """From an MLflow address (``models:/…``, ``runs:/…``) to a local folder or file."""
+    fetch: Callable[[str], AbstractContextManager[Path]] = _no_registry
+    """From an MLflow address (``models:/…``, ``runs:/…``) to a local folder or file, which is there
+    while the context is open."""

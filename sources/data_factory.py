@@ -51,7 +51,7 @@ class Factory(Tabular):
             tables = {name: _table(name, rows, self.target) for name, rows in made.items()}
             identity = {name: _content(table) for name, table in tables.items()}
             return self.pools(tables, identity, context)
-        return self._carved({name: _examples(v, self.target) for name, v in made.items()})
+        return self.carved({name: _examples(v, self.target) for name, v in made.items()})
 
 
 def _examples(value: Any, function: str) -> Examples:

@@ -44,6 +44,12 @@ class Datasets(Tabular):
         if (folder / "state.json").is_file():
             return {"train": datasets.load_from_disk(str(folder))}
         options: dict[str, Any] = dict(self.options or {})
+        if self.path == "parquet":
+            # Arrow otherwise keeps every column chunk that it has read until the file is done.
+            import pyarrow.dataset
+
+            scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+            options.setdefault("fragment_scan_options", scan)
         if self.files:
             options["data_files"] = {k: self._file(v) for k, v in self.files.items()}
         if self.folder:

@@ -47,8 +47,8 @@ class MlflowModel:
 
     def load(self, pools: Pools, context: Context) -> Subject:
         """The model, fetched from the store; its digest is that of its weights."""
-        place = context.fetch(self.uri)
-        found = self._found(place, pools, context)
+        with context.fetch(self.uri) as place:
+            found = self._found(place, pools, context)
         return replace(found, origin={**found.origin, "source": "mlflow", "uri": self.uri})
 
     def _found(self, place: Path, pools: Pools, context: Context) -> Subject:

@@ -90,9 +90,8 @@ class SmallCnn:
 
     def _train(self, model: nn.Module, train: Examples) -> None:
         images, labels = train.inputs.tensor, train.targets.all()
-        generator = torch.Generator().manual_seed(self.seed)
 
-        def loss(index: Tensor) -> Tensor:
+        def loss(index: Tensor, generator: torch.Generator) -> Tensor:
             moved = _shifted(images[index], self.shift, generator)
             return F.cross_entropy(model(moved), labels[index], label_smoothing=0.05)
 

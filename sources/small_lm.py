@@ -84,7 +84,7 @@ class SmallLm:
         def learn(model: nn.Module) -> None:
             tokens, targets = train.inputs.tensor, train.targets.all()
 
-            def loss(index: Tensor) -> Tensor:
+            def loss(index: Tensor, generator: torch.Generator) -> Tensor:
                 said = model(tokens[index]).flatten(0, 1)
                 return F.cross_entropy(said, targets[index].flatten(), ignore_index=-100)
 

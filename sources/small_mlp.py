@@ -77,13 +77,12 @@ class SmallMlp:
         """The trained model, from the cache where it was trained before."""
         train = train_pool("small_mlp", pools)
         inputs, targets = train.inputs.tensor, train.targets.all().float()
-        generator = torch.Generator().manual_seed(self.seed)
 
         def learn(model: nn.Module) -> None:
             assert isinstance(model.scale, Tensor)
             scale = model.scale
 
-            def loss(index: Tensor) -> Tensor:
+            def loss(index: Tensor, generator: torch.Generator) -> Tensor:
                 x = inputs[index]
                 said = model(x + self.noise * torch.randn(x.shape, generator=generator))
                 if self.objective == "detection":

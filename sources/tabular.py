@@ -12,7 +12,6 @@ import numpy as np
 
 from halfstep.digest import digest_code, digest_json
 from halfstep.errors import UserError, allowed
-from halfstep.examples import Examples
 from sources.arrays import carve
 from sources.context import Context, Pools
 from sources.prepared import Row, Writer, making, read
@@ -112,9 +111,10 @@ class Tabular:
                 name: read(source._prepared(name, table, identity[name], context))
                 for name, table in tables.items()
             }
-        return self._carved(pools)
+        return self.carved(pools)
 
-    def _carved(self, pools: Pools) -> Pools:
+    def carved(self, pools: Pools) -> Pools:
+        """The pools, with those that ``carve`` names dealt out of ``train``."""
         if not self.carve:
             return pools
         taken = [name for name in self.carve if name in pools]
@@ -268,11 +268,3 @@ class Tabular:
 def _scalar(value: Any) -> Any:
     """A value as JSON keeps it; a missing one is a slice of its own."""
     return value if isinstance(value, str | int | float | bool) else str(value)
-
-
-def check_pools(pools: Mapping[str, Examples], what: str) -> Mapping[str, Examples]:
-    """Pools as a third party returned them."""
-    for name, examples in pools.items():
-        if not isinstance(examples, Examples):
-            raise UserError(f"{what}: pool {name!r} is {type(examples).__name__}, not Examples")
-    return pools

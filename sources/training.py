@@ -71,14 +71,15 @@ def trained(
 def descend(
     model: nn.Module,
     rows: int,
-    loss: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, torch.Generator], Tensor],
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
 ) -> None:
-    """AdamW under one cycle of learning rates; ``loss`` is that of some rows."""
+    """AdamW under one cycle of learning rates; ``loss`` is that of some rows, and draws what it
+    needs from the generator."""
     generator = torch.Generator().manual_seed(seed)
     steps = -(-rows // batch_size) * epochs
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
@@ -86,7 +87,7 @@ def descend(
     for _ in range(epochs):
         for index in torch.randperm(rows, generator=generator).split(batch_size):
             optimizer.zero_grad()
-            loss(index).backward()  # type: ignore[no-untyped-call]
+            loss(index, generator).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 

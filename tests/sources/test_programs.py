@@ -9,6 +9,7 @@ from tiny_models import bert
 from torch import nn
 
 from audit.registry import fetch
+from audit.store import Store
 from audit.trail import connect
 from halfstep.apply import applied
 from halfstep.errors import UserError
@@ -151,6 +152,13 @@ def test_a_transformers_model_of_a_run(logged, tmp_path):
     assert isinstance(subject.model, transformers.BertForSequenceClassification)
     with pytest.raises(UserError, match="say what it is used as: architecture"):
         MlflowModel(uri).load({}, logged)
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path):
+    context = Context(tmp_path, lambda address: fetch(Store(tmp_path / "none"), address))
+    with pytest.raises(UserError, match="holds no model yet; set MLFLOW_TRACKING_URI"):
+        MlflowModel("models:/net/1").load({}, context)
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_address_with_nothing_behind_it_is_named(logged):

@@ -1,0 +1,80 @@
+"""The shipped configs run here: the quick ones whole, the long ones on less of their data."""
+
+import pytest
+import yaml
+
+from flows.conduct import conduct
+from flows.config import read_plan
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def shipped(request, tmp_path, store, name, change=lambda config: None):
+    config = yaml.safe_load((request.config.rootpath / "configs" / f"{name}.yaml").read_text())
+    change(config)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return conduct(read_plan(path), path.read_text(), store)
+
+
+def test_diabetes(request, tmp_path, store):
+    result = shipped(request, tmp_path, store, "diabetes")
+    assert 45 < result["reference"]["selection"]["metrics"]["rmse"] < 65
+    assert result["decision"]["verdict"] == "accept"
+    assert {c["status"] for c in result["cells"]} == {"finished"}
+
+
+def test_breast_cancer_is_ranked_by_the_threshold_of_the_reference(request, tmp_path, store):
+    result = shipped(request, tmp_path, store, "breast-cancer")
+    metrics = result["reference"]["selection"]["metrics"]
+    assert metrics["auroc"] > 0.97
+    assert metrics["fpr_at_threshold"] <= 0.05
+    verdicts = {c["scheme"]["weights"]["format"]: c["verdict"] for c in result["cells"]}
+    assert verdicts["int8"] == "accept"
+
+
+def test_minilm_on_three_tasks(request, tmp_path, store):
+    def less(config):
+        config["matrix"]["weights"]["format"] = ["int8"]
+        for task in config["tasks"]:
+            task["data"]["packages"] = ["numpy", "sklearn"]
+            task["splits"] = {
+                "calibration": {"from": "train", "samples": 16},
+                "selection": {"from": "validation", "samples": 60},
+                "confirmation": {"from": "test", "samples": 60},
+            }
+            for kind in ("text", "search"):
+                if kind in task["data"]:
+                    task["data"][kind]["max_length"] = 16
+
+    result = shipped(request, tmp_path, store, "minilm", less)
+    assert [t["name"] for t in result["tasks"]] == ["similarity", "retrieval", "near-duplicates"]
+    found = [t["reference"]["selection"]["metrics"][t["headline"]] for t in result["tasks"]]
+    assert found[0] > 0.4
+    assert found[1] > 0.3
+    assert found[2] > 0.8
+    assert len(result["cells"]) == 6
+    # Per token, activations at eight bits stay close; per tensor, with outliers clipped, they do
+    # not.
+    drift = {(c["task"], c["scheme"]["activations"]["granularity"]): c["metrics"]["drift"]
+             for c in result["cells"]}  # fmt: skip
+    for task in ("similarity", "retrieval", "near-duplicates"):
+        assert drift[task, "per_token"] < drift[task, "per_tensor"] / 3
+
+
+def test_the_small_language_model(request, tmp_path, store):
+    def less(config):
+        config["subject"] |= {"epochs": 1, "width": 32, "depth": 1}
+        task = config["tasks"][0]
+        task["data"]["packages"] = ["numpy"]
+        for split in task["splits"].values():
+            split["samples"] = 60
+        task["criteria"][0]["max_increase"] = 5.0
+
+    result = shipped(request, tmp_path, store, "small-lm", less)
+    metrics = result["reference"]["selection"]["metrics"]
+    assert 2 < metrics["perplexity"] < 40
+    assert result["tasks"][0]["cluster"] == "document"
+    int8 = next(c for c in result["cells"] if c["scheme"]["weights"]["format"] == "int8")
+    assert int8["verdict"] == "accept"
+    assert int8["metrics"]["top1_agreement"] > 0.95
