@@ -23,8 +23,8 @@ def fetch(store: Store, address: str) -> Iterator[Path]:
 
     if store.embedded and not store.database.exists():
         raise UserError(
-            f"{address}: store {store.path} holds no model yet; set MLFLOW_TRACKING_URI to the store "
-            "that does"
+            f"{address}: store {store.path} holds no model yet; set MLFLOW_TRACKING_URI to the "
+            "store that does"
         )
     connect(store)
     with tempfile.TemporaryDirectory(prefix="halfstep-model-") as folder:

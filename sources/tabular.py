@@ -26,7 +26,7 @@ from sources.transforms import (
     Values,
     Words,
 )
-from sources.transforms.base import Chunk, Table, Target, chunks
+from sources.transforms.base import Chunk, Table, Target, chunks, numbered
 from sources.transforms.language import BYTES, DOCUMENT
 from sources.transforms.text import tensors, truncated
 
@@ -98,15 +98,13 @@ class Tabular:
 
         ``identity``: by pool, what tells the content of its table from any other's.
         """
+        self._check_columns(tables)
         source = self
         if isinstance(self.values, Values):
-            self._check_columns(tables)
             source = self._with(self.values.fitted(tables))
         if isinstance(source.transform, Search):
-            source._check_columns(tables)
             pools = source._searched(tables, identity, context)
         else:
-            source._check_columns(tables)
             pools = {
                 name: read(source._prepared(name, table, identity[name], context))
                 for name, table in tables.items()
@@ -134,8 +132,8 @@ class Tabular:
                         f"{allowed(column, table.column_names)}"
                     )
 
-    def _key(self, pool: object, identity: object, transform: Transform) -> str:
-        assert not isinstance(transform, Search) or pool == "search"
+    def _key(self, identity: object) -> str:
+        transform = self.transform
         return digest_json(
             {
                 "transform": type(transform).__name__,
@@ -151,20 +149,19 @@ class Tabular:
     def _prepared(self, name: str, table: Table, identity: object, context: Context) -> Path:
         transform = self.transform
         assert not isinstance(transform, Search)
-        folder = context.cache / "data" / self._key(name, identity, transform)
+        folder = context.cache / "data" / self._key(identity)
         if folder.exists():
             return folder
         target = self._target(name, table)
         told: Counter[str] = Counter()
         with making(folder) as partial:
             writer = Writer(partial)
-            for start, chunk in enumerate(chunks(table)):
+            for start, chunk in numbered(table):
                 count = len(next(iter(chunk.values())))
                 targets = list(chunk[self.label]) if self.label else [0] * count
                 for i, made in self._rows(transform, chunk, targets, target, told):
                     if isinstance(made, str):
-                        where = start * len(targets) + i
-                        writer.unusable.append(f"row {where} of pool {name!r}: {made}")
+                        writer.unusable.append(f"row {start + i} of pool {name!r}: {made}")
                     else:
                         kept = {k: _scalar(chunk[k][i]) for k in self.keep if k in chunk}
                         writer.add(replace(made, columns={**made.columns, **kept}))
@@ -220,7 +217,7 @@ class Tabular:
         """Queries by pool, over the documents of all pools."""
         search = self.transform
         assert isinstance(search, Search)
-        key = self._key("search", dict(identity), search)
+        key = self._key(dict(identity))
         folders = {name: context.cache / "data" / f"{key[:48]}-{name}" for name in tables}
         if not all(folder.exists() for folder in folders.values()):
             documents: dict[str, int] = {}
@@ -240,7 +237,7 @@ class Tabular:
         with making(folder) as partial:
             writer = Writer(partial)
             cut = 0
-            for start, chunk in enumerate(chunks(table)):
+            for start, chunk in numbered(table):
                 queries, found = list(chunk[search.query]), list(chunk[search.document])
                 usable = [i for i in range(len(queries)) if queries[i] and found[i]]
                 encoded = search.encoded(
@@ -252,8 +249,7 @@ class Tabular:
                     kept = {k: _scalar(chunk[k][i]) for k in self.keep}
                     writer.add(Row([tensors(encoded, place)], relevant, kept))
                 for i in set(range(len(queries))) - set(usable):
-                    where = start * len(queries) + i
-                    writer.unusable.append(f"row {where} of pool {name!r}: no text")
+                    writer.unusable.append(f"row {start + i} of pool {name!r}: no text")
             texts = list(documents)
             for at in range(0, len(texts), 256):
                 encoded = search.encoded(texts[at : at + 256], None, max_length=search.max_length)

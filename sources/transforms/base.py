@@ -30,9 +30,15 @@ CHUNK = 256
 """Rows that are read and transformed at once: bounds the memory, whatever the table's length."""
 
 
-def chunks(table: Table) -> Iterator[Chunk]:
+def numbered(table: Table) -> Iterator[tuple[int, Chunk]]:
+    """Chunks with the number of their first row."""
     for start in range(0, len(table), CHUNK):
-        yield table[start : start + CHUNK]
+        yield start, table[start : start + CHUNK]
+
+
+def chunks(table: Table) -> Iterator[Chunk]:
+    for _, chunk in numbered(table):
+        yield chunk
 
 
 Made = Iterable[tuple[int, Row | str]]
