@@ -1,5 +1,7 @@
 """Subjects from exported programs and from an MLflow store, and what is refused of them."""
 
+import os
+
 import mlflow
 import numpy as np
 import pytest
@@ -97,6 +99,8 @@ def logged(store, tmp_path):
     yield Context(tmp_path / "cache", lambda address: fetch(store, address))
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # which setting them exports
+        os.environ.pop(name, None)
 
 
 def test_safetensors_of_a_run_with_the_function_that_makes_the_model(logged, tmp_path):
