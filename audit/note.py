@@ -73,8 +73,8 @@ def reference_text(task: Mapping[str, Any], several: bool) -> str:
     """What full precision came to on a task's selection split."""
     headline = task["headline"]
     value = task["reference"]["selection"]["metrics"][headline]
-    text = f"eference {headline} {value:.4f} on {task['splits']['selection']['examples']} examples"
-    return f"{task['name']}: r{text}" if several else f"R{text}"
+    text = f"reference {headline} {value:.4f} on {task['splits']['selection']['examples']} examples"
+    return f"{task['name']}: {text}" if several else text[0].upper() + text[1:]
 
 
 def _task_table(result: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from audit.store import SweepFolder
 from flows.clock import Clock
 from flows.result import result_json
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, Evaluations, decision_json
+from tasks.decide import Decision, Evaluations, decision_json, distance
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
@@ -109,14 +109,7 @@ def _detailed(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme,
     if decision.chosen is not None:
         scheme, done = next(cell for cell in cells if cell[0] == decision.chosen)
         return scheme, done[task.name]
-    closeness = task.evaluator.metrics[task.evaluator.closeness]
-    sign = -1.0 if closeness.higher_is_better else 1.0
-
-    def distance(cell: tuple[Scheme, Evaluations]) -> float:
-        found = cell[1][task.name].record.metrics.get(closeness.name)
-        return float("inf") if found is None else sign * found
-
-    scheme, done = min(cells, key=distance)
+    scheme, done = min(cells, key=lambda cell: distance(task, cell[1][task.name]))
     return scheme, done[task.name]
 
 

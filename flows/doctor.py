@@ -30,6 +30,7 @@ def examine(store: Store) -> dict[str, Any]:
         ("tracking", lambda: _tracking(store)),
         ("prefect", _prefect),
         ("fashion-mnist", _fashion),
+        ("transformers", _transformers),
         ("accelerator", _accelerator),
     ]
     found = []
@@ -108,6 +109,15 @@ def _fashion() -> tuple[str, str]:
     if DEBIAN.is_dir():
         return "ok", str(DEBIAN)
     return "warn", "not installed; configs/fashion-mnist.yaml needs dataset-fashion-mnist"
+
+
+def _transformers() -> tuple[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return "ok", f"{version('transformers')}: Hugging Face models and tokenizers"
+    except PackageNotFoundError:
+        return "warn", "not installed; Hugging Face models need it: pip install 'halfstep[hf]'"
 
 
 def _accelerator() -> tuple[str, str]:

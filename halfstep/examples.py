@@ -264,8 +264,8 @@ class Examples:
     """What slices and clusters go by, one an example."""
     unusable: tuple[str, ...] = ()
     """What could not be read as an example, each with the reason."""
-    notes: tuple[str, ...] = ()
-    """What a reader must know of how they were made."""
+    told: Mapping[str, int] = field(default_factory=dict)
+    """What a reader must know of how they were made: how often it happened, by what it was."""
 
     def __post_init__(self) -> None:
         count = len(self.inputs) if self.members is None else len(self.members)

@@ -17,7 +17,7 @@ from sources.context import Context, Pools
 from sources.prepared import Row, Writer, making, read
 from sources.tabular import Tabular
 from sources.transforms import Text
-from sources.transforms.text import tensors, truncated
+from sources.transforms.text import CUT, tensors, truncated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,7 @@ class Beir(Tabular):
                 writer.add(Row([row], np.array(gains, dtype=np.float32), {"query": query}))
             for row, _ in encoded:
                 writer.share(row)
-            cut = sum(count for _, count in encoded)
-            if cut:
-                writer.notes.append(f"{cut:,} texts cut at max_length in pool {file.stem!r}")
+            writer.told = {CUT: sum(count for _, count in encoded)}
             writer.finish()
         (folder / "documents").mkdir()
         writer = Writer(folder / "documents")

@@ -71,7 +71,8 @@ class Writer:
         self._targets = self._open("target")
         self._columns: dict[str, list[Any]] = {}
         self.unusable: list[str] = []
-        self.notes: list[str] = []
+        self.told: dict[str, int] = {}
+        """What a reader must know: how often it happened, by what it was."""
         self.shared = 0
         """How many rows at the end belong to no example but to all."""
 
@@ -116,7 +117,7 @@ class Writer:
             "shared": self.shared,
             "columns": self._columns,
             "unusable": self.unusable,
-            "notes": self.notes,
+            "told": {what: count for what, count in self.told.items() if count},
         }
         (self._folder / META).write_text(json.dumps(described))
 
@@ -139,7 +140,7 @@ def read(folder: Path) -> Examples:
         np.arange(count * each, count * each + shared),
         {name: np.array(values) for name, values in meta["columns"].items()},
         tuple(meta["unusable"]),
-        tuple(meta["notes"]),
+        meta["told"],
     )
 
 

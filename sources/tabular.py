@@ -27,8 +27,8 @@ from sources.transforms import (
     Words,
 )
 from sources.transforms.base import Chunk, Table, Target, chunks, numbered
-from sources.transforms.language import BYTES, DOCUMENT
-from sources.transforms.text import tensors, truncated
+from sources.transforms.language import BYTES, DOCUMENT, DOCUMENTS
+from sources.transforms.text import CUT, tensors, truncated
 
 KINDS = ("text", "words", "language", "search", "image", "audio", "values", "arrays")
 Carved = Mapping[str, int]
@@ -165,11 +165,7 @@ class Tabular:
                     else:
                         kept = {k: _scalar(chunk[k][i]) for k in self.keep if k in chunk}
                         writer.add(replace(made, columns={**made.columns, **kept}))
-            writer.notes += [
-                f"{count:,} {what} in pool {name!r}"
-                for what, count in told.items()
-                if count and what != "documents"
-            ]
+            writer.told = {what: count for what, count in told.items() if what != DOCUMENTS}
             writer.finish()
         return folder
 
@@ -256,8 +252,7 @@ class Tabular:
                 cut += truncated(encoded)
                 for place in range(len(encoded["input_ids"])):
                     writer.share(tensors(encoded, place))
-            if cut:
-                writer.notes.append(f"{cut:,} texts cut at max_length in pool {name!r}")
+            writer.told = {CUT: cut}
             writer.finish()
 
 

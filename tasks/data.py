@@ -55,7 +55,7 @@ def read_data(plan: Plan, context: Context) -> Data:
         except UserError as error:
             raise UserError(f"{where}{error}") from error
         tasks[task.name] = TaskData(task, splits)
-        notes += [f"{where}{note}" for pool in pools.values() for note in pool.notes]
+        notes += [f"{where}{note}" for note in _told(pools)]
         notes += [f"{where}{note}" for note in _unusable(task, pools)]
     _check_calibration(tasks)
     return Data(tasks, read[0][1], _calibration(tasks), tuple(dict.fromkeys(notes)))
@@ -139,6 +139,13 @@ def _check_calibration(tasks: Mapping[str, TaskData]) -> None:
                         f"{ours.task.name} calibration", calibration,
                         f"{theirs.task.name} {name}", theirs.splits[name],
                     )  # fmt: skip
+
+
+def _told(pools: Pools) -> Iterator[str]:
+    """What happened while examples were made, a sentence each."""
+    for what in dict.fromkeys(what for pool in pools.values() for what in pool.told):
+        counts = [f"{p.told[what]:,} in {name}" for name, p in pools.items() if what in p.told]
+        yield f"{what}: {', '.join(counts)}"
 
 
 def _unusable(task: Task, pools: Pools) -> Iterator[str]:

@@ -19,6 +19,7 @@ from halfstep.digest import digest_json
 from halfstep.scheme import Scheme
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
+from tasks.plan import Task
 
 LIMITS = (
     "Simulated numerics: values are rounded as the format rounds them; a deployed kernel may order "
@@ -93,20 +94,25 @@ def select(
         if overall([j[scheme.name].verdict for j in judgements.values()]) == ACCEPT
     ]
     task = loaded.plan.tasks[0]
-    closeness = task.evaluator.metrics[task.evaluator.closeness]
-    sign = -1.0 if closeness.higher_is_better else 1.0
 
     def price(cell: tuple[Scheme, Evaluations]) -> tuple[float, float, float]:
         done = cell[1][task.name]
-        found = done.record.metrics.get(closeness.name)
         return (
             done.resources[loaded.plan.objective],
             done.resources["bit_operations"],
-            float("inf") if found is None else sign * found,
+            distance(task, done),
         )
 
     cheapest = min(accepted, key=price, default=None)
     return judgements, cheapest[0] if cheapest else None
+
+
+def distance(task: Task, done: Evaluated) -> float:
+    """How far a cell is from the reference by the evaluator's own measure of that; infinite where
+    it failed."""
+    metric = task.evaluator.metrics[task.evaluator.closeness]
+    found = done.record.metrics.get(metric.name)
+    return float("inf") if found is None else metric.loss(found, 0.0)
 
 
 def conclude(

@@ -18,6 +18,8 @@ from sources.transforms.text import Tokenizing, named_tokenizer
 
 BYTES_TOKENIZER = "bytes"
 DOCUMENT, BYTES = "document", "bytes"
+DOCUMENTS = "documents"
+"""How many there were so far."""
 NOT_SCORED = -100
 
 
@@ -64,8 +66,8 @@ class Language(Tokenizing):
                 yield i, "no text"
                 continue
             ids, sizes = self._tokens(text)
-            document = told["documents"]
-            told["documents"] += 1
+            document = told[DOCUMENTS]
+            told[DOCUMENTS] += 1
             step = self.block
             ahead = 0 if self.masked else 1
             whole = max(0, (len(ids) - ahead) // step)

@@ -24,6 +24,9 @@ def named_tokenizer(path: str | None) -> Any:
     return tokenizer(path)
 
 
+CUT = "texts cut at max_length"
+
+
 class Tokenizing:
     """Has a tokenizer: its own, or the subject's."""
 
@@ -91,7 +94,7 @@ class Text(Tokenizing):
                 encoded = [self.encoded(kept[0], kept[1], **options)]
             else:
                 encoded = [self.encoded(t, None, **options) for t in kept]
-            told["texts cut at max_length"] += sum(map(truncated, encoded))
+            told[CUT] += sum(map(truncated, encoded))
             for place, i in enumerate(usable):
                 yield i, Row([tensors(e, place) for e in encoded], target(targets[i]))
         for i in set(range(len(targets))) - set(usable):
@@ -119,7 +122,7 @@ class Words(Tokenizing):
             encoded = self.encoded(
                 [list(words)], None, max_length=self.max_length, is_split_into_words=True
             )
-            told["texts cut at max_length"] += truncated(encoded)
+            told[CUT] += truncated(encoded)
             labels = np.array([target(label) for label in targets[i]])
             found, before = [], None
             for word in encoded.word_ids(0):

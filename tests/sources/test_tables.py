@@ -108,7 +108,7 @@ def test_truncation_is_told(context, words):
     text = Text(columns=("text",), tokenizer=words, max_length=6)
     pool = Factory(target="subjects:rows", text=text, label="label").load(context)["train"]
     long = sum(len(row["text"].split()) + 2 > 6 for row in ROWS)
-    assert pool.notes == (f"{long} texts cut at max_length in pool 'train'",)
+    assert pool.told == {"texts cut at max_length": long}
     assert max(pool.inputs.lengths[:, 0]) == 6
 
 
@@ -153,7 +153,7 @@ def test_documents_are_cut_into_blocks_and_nothing_is_lost_silently(context, wor
     counted = np.bincount(pool.columns["document"], minlength=3)
     assert counted.tolist() == blocks
     left = sum(t - 8 * b for t, b in zip(tokens, blocks, strict=True))
-    assert f"{left} tokens at the ends of documents left out" in pool.notes[0]
+    assert pool.told == {"tokens at the ends of documents left out": left}
     name = "" if kind == "bytes" else "input_ids"
     ids = pool.inputs.columns[name].row(0)
     assert torch.equal(ids[1:], pool.targets.row(0)[:-1])
