@@ -78,3 +78,29 @@ def test_the_small_language_model(request, tmp_path, store):
     int8 = next(c for c in result["cells"] if c["scheme"]["weights"]["format"] == "int8")
     assert int8["verdict"] == "accept"
     assert int8["metrics"]["top1_agreement"] > 0.95
+
+
+def test_fashion_mnist_on_files_of_its_format(request, tmp_path, store):
+    """Digits in the place of garments: the same files, the same config, less work."""
+    import struct
+
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.kron(bunch.images * 15, np.ones((3, 3))).astype(np.uint8)
+    for stem, part in (("train", slice(0, 1300)), ("t10k", slice(1300, None))):
+        for kind, array in (("images-idx3", pixels[part]), ("labels-idx1", bunch.target[part])):
+            array = array.astype(np.uint8)
+            head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (tmp_path / f"{stem}-{kind}-ubyte").write_bytes(head + array.tobytes())
+
+    def less(config):
+        config["subject"] |= {"width": 8, "epochs": 8, "batch_size": 32, "threads": 1}
+        config["tasks"][0]["data"] |= {"path": str(tmp_path), "validation": 400}
+        config["tasks"][0]["splits"]["calibration"]["samples"] = 64
+
+    result = shipped(request, tmp_path, store, "fashion-mnist", less)
+    assert len(result["cells"]) == 24
+    assert result["reference"]["selection"]["metrics"]["accuracy"] > 0.8
+    assert all(c["certificate"]["holds"] for c in result["cells"])
