@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from halfstep.errors import UserError
-from halfstep.examples import POSITIONAL, Examples
+from halfstep.examples import POSITIONAL
 from halfstep.subject import Subject
 from sources.context import Context, Pools
-from sources.training import descend, train_pool, trained
+from sources.training import Loss, train_pool, trained
 
 
 class Residual(nn.Module):
@@ -79,30 +79,17 @@ class SmallCnn:
     def load(self, pools: Pools, context: Context) -> Subject:
         """The trained model, from the cache where it was trained before."""
         train = train_pool("small_cnn", pools)
-        return trained(
-            "small_cnn",
-            self,
-            lambda: self.structure(pools, context),
-            lambda model: self._train(model, train),
-            train,
-            context,
-        )
-
-    def _train(self, model: nn.Module, train: Examples) -> None:
         images, labels = train.inputs.tensor, train.targets.all()
 
-        def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-            moved = _shifted(images[index], self.shift, generator)
-            return F.cross_entropy(model(moved), labels[index], label_smoothing=0.05)
+        def loss_of(model: nn.Module) -> Loss:
+            def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+                moved = _shifted(images[index], self.shift, generator)
+                return F.cross_entropy(model(moved), labels[index], label_smoothing=0.05)
 
-        descend(
-            model,
-            len(train),
-            loss,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
+            return loss
+
+        return trained(
+            "small_cnn", self, lambda: self.structure(pools, context), loss_of, train, context
         )
 
 

@@ -12,7 +12,7 @@ from halfstep.errors import UserError
 from halfstep.examples import POSITIONAL
 from halfstep.subject import Subject
 from sources.context import Context, Pools
-from sources.training import descend, train_pool, trained
+from sources.training import Loss, train_pool, trained
 
 VOCABULARY = 256
 
@@ -80,24 +80,15 @@ class SmallLm:
     def load(self, pools: Pools, context: Context) -> Subject:
         """The trained model, from the cache where it was trained before."""
         train = train_pool("small_lm", pools)
+        tokens, targets = train.inputs.tensor, train.targets.all()
 
-        def learn(model: nn.Module) -> None:
-            tokens, targets = train.inputs.tensor, train.targets.all()
-
+        def loss_of(model: nn.Module) -> Loss:
             def loss(index: Tensor, generator: torch.Generator) -> Tensor:
                 said = model(tokens[index]).flatten(0, 1)
                 return F.cross_entropy(said, targets[index].flatten(), ignore_index=-100)
 
-            descend(
-                model,
-                len(train),
-                loss,
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                seed=self.seed,
-            )
+            return loss
 
         return trained(
-            "small_lm", self, lambda: self.structure(pools, context), learn, train, context
+            "small_lm", self, lambda: self.structure(pools, context), loss_of, train, context
         )

@@ -13,7 +13,7 @@ from halfstep.errors import UserError
 from halfstep.examples import POSITIONAL
 from halfstep.subject import Subject
 from sources.context import Context, Pools
-from sources.training import descend, train_pool, trained
+from sources.training import Loss, train_pool, trained
 
 
 class Perceptron(nn.Module):
@@ -78,7 +78,7 @@ class SmallMlp:
         train = train_pool("small_mlp", pools)
         inputs, targets = train.inputs.tensor, train.targets.all().float()
 
-        def learn(model: nn.Module) -> None:
+        def loss_of(model: nn.Module) -> Loss:
             assert isinstance(model.scale, Tensor)
             scale = model.scale
 
@@ -89,16 +89,8 @@ class SmallMlp:
                     return F.binary_cross_entropy_with_logits(said, targets[index])
                 return F.mse_loss(said / scale, targets[index] / scale)
 
-            descend(
-                model,
-                len(train),
-                loss,
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                seed=self.seed,
-            )
+            return loss
 
         return trained(
-            "small_mlp", self, lambda: self.structure(pools, context), learn, train, context
+            "small_mlp", self, lambda: self.structure(pools, context), loss_of, train, context
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,8 +19,8 @@ from halfstep.examples import Examples
 from halfstep.subject import Subject
 from sources.context import Context, Pools
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+Loss = Callable[[Tensor, torch.Generator], Tensor]
+"""The loss of some rows; what it draws comes from the generator."""
 
 
 def train_pool(name: str, pools: Pools) -> Examples:
@@ -30,18 +30,39 @@ def train_pool(name: str, pools: Pools) -> Examples:
     return pools["train"]
 
 
+class Recipe(Protocol):
+    """How a small subject is trained; frozen dataclasses."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def threads(self) -> int:
+        """Torch threads while training. Part of the recipe: they can move the last bit."""
+        ...
+
+
 def trained(
     name: str,
-    recipe: DataclassInstance,
+    recipe: Recipe,
     make: Callable[[], nn.Module],
-    train: Callable[[nn.Module], None],
+    loss_of: Callable[[nn.Module], Loss],
     data: Examples,
     context: Context,
 ) -> Subject:
     """The model with its weights: from the cache where the same recipe, data and code made them
-    before, else trained. ``recipe`` has ``seed`` and ``threads``."""
-    settings: dict[str, Any] = asdict(recipe)
-    with deterministic(settings["seed"], settings["threads"]):
+    before, else trained."""
+    settings = asdict(recipe)  # type: ignore[call-overload]
+    with deterministic(recipe.seed, recipe.threads):
         model = make()
     key = digest_json(
         {
@@ -57,9 +78,9 @@ def trained(
     if path.is_file():
         model.load_state_dict(load_file(path))
         return Subject(model, origin, reused=True)
-    with deterministic(settings["seed"], settings["threads"]):
+    with deterministic(recipe.seed, recipe.threads):
         model.train()
-        train(model)
+        _descend(model, len(data), loss_of(model), recipe)
         model.eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -68,24 +89,15 @@ def trained(
     return Subject(model, origin)
 
 
-def descend(
-    model: nn.Module,
-    rows: int,
-    loss: Callable[[Tensor, torch.Generator], Tensor],
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> None:
-    """AdamW under one cycle of learning rates; ``loss`` is that of some rows, and draws what it
-    needs from the generator."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = -(-rows // batch_size) * epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    for _ in range(epochs):
-        for index in torch.randperm(rows, generator=generator).split(batch_size):
+def _descend(model: nn.Module, rows: int, loss: Loss, recipe: Recipe) -> None:
+    """AdamW under one cycle of learning rates."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    steps = -(-rows // recipe.batch_size) * recipe.epochs
+    rate = recipe.learning_rate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    for _ in range(recipe.epochs):
+        for index in torch.randperm(rows, generator=generator).split(recipe.batch_size):
             optimizer.zero_grad()
             loss(index, generator).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
