@@ -9,7 +9,7 @@ from pathlib import Path
 
 from audit.environment import without_credentials
 from audit.store import Store
-from halfstep.errors import UserError
+from halfstep.errors import UserError, first_line
 
 
 @contextmanager
@@ -37,5 +37,5 @@ def _downloaded(store: Store, address: str, folder: str) -> Path:
     try:
         return Path(mlflow_download(store, address, folder))
     except Exception as error:  # MLflow's own types, its HTTP client's and the OS's
-        first = without_credentials((str(error) or type(error).__name__).splitlines()[0])
+        first = without_credentials(first_line(error))
         raise UserError(f"{address} cannot be fetched from {store.shown_uri}: {first}") from error

@@ -18,8 +18,6 @@ from halfstep.errors import UserError
 from halfstep.examples import Examples
 
 WANTED = "logits [batch, tokens, vocabulary]"
-NOT_SCORED = -100
-"""The target of a position that is not scored, as in transformers."""
 BYTES = "bytes"
 """The column that says how many bytes of text an example's scored tokens stand for."""
 
@@ -27,7 +25,8 @@ BYTES = "bytes"
 @dataclass(frozen=True)
 class LanguageModelling(Evaluator):
     """Examples are blocks of tokens; the target at a position is the token that the model's logits
-    there should foretell (the next one for causal models, the hidden one for masked ones).
+    there should foretell (the next one for causal models, the hidden one for masked ones);
+    negative targets are not scored.
 
     Perplexity ``exp(mean nll)``; bits per byte (Gao et al., "The Pile", 2020), to compare across
     tokenizers; KL(reference || cell) a token, its mean and 99th percentile; agreement of the most

@@ -90,8 +90,7 @@ class Ranking(Evaluator):
             rows = embed(model, examples, batch_size, progress)
             score = pair_cosines(rows, examples.members)
         else:
-            read = {"score": run_rows(model, examples.inputs, batch_size, _read, progress)}
-            score = read["score"]["score"]
+            score = run_rows(model, examples.inputs, batch_size, _read, progress)["score"]
         label = integers(examples).astype(bool)
         return table({"label": label, "score": score}, np.isfinite(score))
 

@@ -10,6 +10,11 @@ class UserError(Exception):
     """Bad config, model, data or arguments. Shown as one message, exit code 2, no traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def allowed(value: object, choices: Iterable[str]) -> str:
     """The tail of a message about a wrong name: what is allowed, and the nearest match.
 

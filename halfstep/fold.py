@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from halfstep.batches import Batch, answer, first, forward, in_float64
+from halfstep.errors import first_line
 
 WATCHED = (
     "the model cannot be traced: batch norms were matched to layers by watching a forward pass"
@@ -54,8 +55,7 @@ def fold_batch_norm(model: nn.Module, batch: Batch) -> Folding:
     try:
         pairs = _traced(clone)
     except Exception as error:  # fx raises many types on control flow it cannot follow
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        notes = (*notes, f"{WATCHED} ({why})")
+        notes = (*notes, f"{WATCHED} ({first_line(error)})")
         pairs = _watched(clone, batch)
     folded = []
     for before, name in pairs:

@@ -17,7 +17,7 @@ from sources.context import Context, Pools
 from sources.prepared import Row, Writer, making, read
 from sources.tabular import Tabular
 from sources.transforms import Text
-from sources.transforms.text import CUT, tensors, truncated
+from sources.transforms.text import CUT, tokenized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ class Beir(Tabular):
         }
         queries = {row["_id"]: row["text"] for row in _lines(files[1])}
         numbers = {name: i for i, name in enumerate(documents)}
-        encoded = list(_encoded(transform, list(documents.values())))
+        length = transform.max_length
+        encoded = list(tokenized(transform, list(documents.values()), length))
         for file in judged:
             (folder / file.stem).mkdir()
             writer = Writer(folder / file.stem)
@@ -73,7 +74,7 @@ class Beir(Tabular):
                 if query not in queries or not any(gain > 0 for _, gain in gains):
                     writer.unusable.append(f"query {query} of {file.name}: nothing is relevant")
                     continue
-                row = next(_encoded(transform, [queries[query]]))[0]
+                row = next(tokenized(transform, [queries[query]], length))[0]
                 writer.add(Row([row], np.array(gains, dtype=np.float32), {"query": query}))
             for row, _ in encoded:
                 writer.share(row)
@@ -84,15 +85,6 @@ class Beir(Tabular):
         for row, _ in encoded:
             writer.add(Row([row], np.array(0)))
         writer.finish()
-
-
-def _encoded(transform: Text, texts: list[str]) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Each text's tokens, and whether it was cut."""
-    for start in range(0, len(texts), 256):
-        found = transform.encoded(texts[start : start + 256], None, max_length=transform.max_length)
-        cut = truncated(found)
-        for i in range(len(found["input_ids"])):
-            yield tensors(found, i), cut if i == 0 else 0
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

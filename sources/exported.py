@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, first_line
 from halfstep.subject import Subject
 from sources.context import Context, Pools
 
@@ -38,8 +38,9 @@ def read_program(path: Path) -> nn.Module:
     try:
         program = torch.export.load(path)
     except Exception as error:  # zip, JSON, schema and pickle errors, each of its own type
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} cannot be read as an exported program ({first})") from error
+        raise UserError(
+            f"{path} cannot be read as an exported program ({first_line(error)})"
+        ) from error
     if not program.range_constraints:
         raise UserError(
             f"{path} was exported for one batch size; export it with a batch axis that varies: "

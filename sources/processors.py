@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halfstep.digest import digest_bytes, digest_json
-from halfstep.errors import UserError
+from halfstep.errors import UserError, first_line
 from sources.targets import resolve
 
 PACKAGE = "package:"
@@ -85,8 +85,7 @@ def transformers() -> Any:
 
 def unreachable(what: str, error: BaseException) -> UserError:
     """What to tell of anything that transformers or the hub raised while loading."""
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    text = f"{what} cannot be loaded ({first[:300]})"
+    text = f"{what} cannot be loaded ({first_line(error)[:300]})"
     wire = ("connect", "offline", "resolve", "couldn't", "can't load", "timed out", "max retries")
     if any(word in str(error).lower() for word in wire):
         text += (

@@ -28,7 +28,7 @@ from sources.transforms import (
 )
 from sources.transforms.base import Chunk, Table, Target, chunks, numbered
 from sources.transforms.language import BYTES, DOCUMENT, DOCUMENTS
-from sources.transforms.text import CUT, tensors, truncated
+from sources.transforms.text import CUT, tensors, tokenized, truncated
 
 KINDS = ("text", "words", "language", "search", "image", "audio", "values", "arrays")
 Carved = Mapping[str, int]
@@ -152,7 +152,7 @@ class Tabular:
         folder = context.cache / "data" / self._key(identity)
         if folder.exists():
             return folder
-        target = self._target(name, table)
+        target = self._target(name)
         told: Counter[str] = Counter()
         with making(folder) as partial:
             writer = Writer(partial)
@@ -181,7 +181,7 @@ class Tabular:
         found += [(i, f"{self.label} is missing") for i in missing]
         return sorted(found, key=lambda item: item[0])
 
-    def _target(self, pool: str, table: Table) -> Target:
+    def _target(self, pool: str) -> Target:
         """How a cell of the label column becomes what evaluators take."""
         numbers = {name: i for i, name in enumerate(self.classes or ())}
 
@@ -222,36 +222,39 @@ class Tabular:
                     for text in chunk[search.document]:
                         if text:
                             documents.setdefault(text, len(documents))
+            shared = list(tokenized(search, list(documents), search.max_length))
             for name, table in tables.items():
                 if not folders[name].exists():
-                    self._write_queries(name, table, search, documents, folders[name])
+                    self._write_queries(name, table, search, documents, shared, folders[name])
         return {name: read(folder) for name, folder in folders.items()}
 
     def _write_queries(
-        self, name: str, table: Table, search: Search, documents: Mapping[str, int], folder: Path
+        self,
+        name: str,
+        table: Table,
+        search: Search,
+        documents: Mapping[str, int],
+        shared: Sequence[tuple[dict[str, np.ndarray], bool]],
+        folder: Path,
     ) -> None:
         with making(folder) as partial:
             writer = Writer(partial)
-            cut = 0
+            cut = sum(short for _, short in shared)
             for start, chunk in numbered(table):
                 queries, found = list(chunk[search.query]), list(chunk[search.document])
                 usable = [i for i in range(len(queries)) if queries[i] and found[i]]
                 encoded = search.encoded(
                     [queries[i] for i in usable], None, max_length=search.max_length
                 )
-                cut += sum(map(truncated, [encoded]))
+                cut += truncated(encoded)
                 for place, i in enumerate(usable):
                     relevant = np.array([[documents[found[i]], 1.0]], dtype=np.float32)
                     kept = {k: _scalar(chunk[k][i]) for k in self.keep}
                     writer.add(Row([tensors(encoded, place)], relevant, kept))
                 for i in set(range(len(queries))) - set(usable):
                     writer.unusable.append(f"row {start + i} of pool {name!r}: no text")
-            texts = list(documents)
-            for at in range(0, len(texts), 256):
-                encoded = search.encoded(texts[at : at + 256], None, max_length=search.max_length)
-                cut += truncated(encoded)
-                for place in range(len(encoded["input_ids"])):
-                    writer.share(tensors(encoded, place))
+            for row, _ in shared:
+                writer.share(row)
             writer.told = {CUT: cut}
             writer.finish()
 

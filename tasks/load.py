@@ -15,7 +15,7 @@ from audit.store import Store
 from halfstep.batches import first
 from halfstep.coverage import Place, places
 from halfstep.digest import digest_json
-from halfstep.errors import UserError, allowed
+from halfstep.errors import UserError, allowed, first_line
 from halfstep.examples import Examples, Inputs
 from halfstep.fold import Folding, fold_batch_norm
 from halfstep.sites import Sites, discover, matches
@@ -160,9 +160,9 @@ def _run_few(found: TaskData, model: nn.Module, examples: Examples) -> None:
     try:
         evaluator.run(model, few, batch_size=2)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"the subject cannot take the data's inputs ({examples.inputs.described()}): {told}. "
+            f"the subject cannot take the data's inputs ({examples.inputs.described()}): "
+            f"{first_line(error)}. "
             "Check that the data's shapes, columns and tokenizer are those that the model was made "
             "for"
         ) from error
@@ -194,9 +194,9 @@ def prepare(
     try:
         folding = fold_batch_norm(model, batch)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"the subject cannot take the calibration data ({calibration.described()}): {told}"
+            f"the subject cannot take the calibration data ({calibration.described()}): "
+            f"{first_line(error)}"
         ) from error
     sites = discover(folding.model, first(batch, 1))
     for pattern in plan.skip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import numpy as np
 from halfstep.errors import UserError
 from sources.prepared import Row
 from sources.processors import tokenizer, tokenizer_digest
-from sources.transforms.base import Chunk, Made, Target
+from sources.transforms.base import CHUNK, Chunk, Made, Target
 
 
 def named_tokenizer(path: str | None) -> Any:
@@ -60,6 +61,17 @@ def tensors(encoded: Any, i: int) -> dict[str, np.ndarray]:
 def truncated(encoded: Any) -> int:
     """How many texts were longer than allowed."""
     return sum(bool(e.overflowing) for e in (encoded.encodings or []))
+
+
+def tokenized(
+    made: Tokenizing, texts: list[str], max_length: int
+) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
+    """Each text's tokens, and whether it was cut."""
+    for start in range(0, len(texts), CHUNK):
+        encoded = made.encoded(texts[start : start + CHUNK], None, max_length=max_length)
+        told = encoded.encodings  # which tokenizers written in Python do not have
+        for i in range(len(encoded["input_ids"])):
+            yield tensors(encoded, i), bool(told and told[i].overflowing)
 
 
 @dataclass(frozen=True)
