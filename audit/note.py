@@ -140,17 +140,29 @@ def calibration_note(calibration: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PHRASES = {
+    "max_drop": "may drop by less than {}",
+    "max_increase": "may increase by less than {}",
+    "max_relative_drop": "may drop by less than {:%} of the reference's",
+    "max_relative_increase": "may increase by less than {:%} of the reference's",
+    "floor": "is at least {}",
+    "ceiling": "is at most {}",
+}
+
+
 def criterion_text(criterion: Mapping[str, Any]) -> str:
     """A criterion as a sentence."""
     name = criterion["metric"]
     if "max_ratio" in criterion:
         return f"{name} at most {criterion['max_ratio']:g} of the reference"
-    word, margin = (
-        ("drop", criterion["max_drop"])
-        if "max_drop" in criterion
-        else ("increase", criterion["max_increase"])
-    )
+    if "confidence" not in criterion:
+        return f"{name} at most {criterion['ceiling']:,.0f}"
+    limit = next(limit for limit in PHRASES if limit in criterion)
     if "slice" in criterion:
         name += f", in each slice by {criterion['slice']} of {criterion['min_examples']} or more,"
-    shown = f"shown with {criterion['confidence']:.0%} confidence"
-    return f"{name} may {word} by less than {margin:g}, {shown}"
+    value = criterion[limit]
+    phrase = PHRASES[limit].replace("{:%}", f"{100 * value:g} %").replace("{}", f"{value:g}")
+    text = f"{name} {phrase}, shown with {criterion['confidence']:.0%} confidence"
+    if "preset" in criterion:
+        text += f" (preset {criterion['preset']}; not an MLPerf result)"
+    return text

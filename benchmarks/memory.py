@@ -43,7 +43,8 @@ def one(count: int, folder: Path) -> None:
     from torch import nn
 
     from evaluators import Classification
-    from evaluators.acceptance import Candidate, Criterion, Trial, judge
+    from evaluators.acceptance import Candidate, Trial, judge
+    from evaluators.criterion import Criterion
     from sources.context import Context
     from sources.hub import Datasets
     from sources.transforms import Arrays

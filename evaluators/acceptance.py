@@ -6,55 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from evaluators.metric import SLICE, Evidence, Metric, Outcomes
+from evaluators.contrast import ALONE, RELATIVE
+from evaluators.criterion import MAX_RATIO, Criterion
+from evaluators.metric import Evidence, Metric, Outcomes
+from evaluators.slices import slices
+from evaluators.stopping import EXAMPLE, Stop
 
 ACCEPT, REJECT, INCONCLUSIVE = "accept", "reject", "inconclusive"
-
-RESOURCES = ("weight_bytes", "bit_operations")
-"""What a max_ratio criterion or the objective may name: counted from shapes, so not tested."""
-
-LIMITS = ("max_drop", "max_increase", "max_ratio")
-
-FEWEST_IN_A_SLICE = 30
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One acceptance rule: a metric may lose less than the margin; a resource stays in a ratio."""
-
-    metric: str
-    limit: str
-    """One of `LIMITS`; max_drop where higher is better, max_increase where lower is."""
-    margin: float
-    confidence: float = 0.95
-    slice: str | None = None
-    """A column: the rule holds in every slice, a slice for each of its values."""
-    min_examples: int = FEWEST_IN_A_SLICE
-    """Slices with fewer are named and not judged."""
-
-    @property
-    def counted(self) -> bool:
-        return self.limit == "max_ratio"
-
-    @property
-    def level(self) -> float:
-        return 1 - self.confidence
-
-    @property
-    def label(self) -> str:
-        """The metric, and the column whose slices it is taken in."""
-        return f"{self.metric} by {self.slice}" if self.slice else self.metric
-
-    def to_json(self) -> dict[str, object]:
-        rule: dict[str, object] = {"metric": self.metric, self.limit: self.margin}
-        if self.counted:
-            return rule
-        rule["confidence"] = self.confidence
-        if self.slice is not None:
-            rule |= {"slice": self.slice, "min_examples": self.min_examples}
-        return rule
 
 
 @dataclass(frozen=True)
@@ -64,6 +22,8 @@ class Candidate:
     name: str
     outcomes: Outcomes
     resources: Mapping[str, float]
+    stopped: Stop | None = None
+    """Where its verdict was certain before all examples were seen."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +37,8 @@ class Trial:
     metrics: Mapping[str, Metric]
     max_unscored: float = 0.0
     """The share of examples that may be unscored before a cell is ruled out."""
+    early_share: float = 0.0
+    """The share of the error level that early looks at the cells have used."""
 
 
 @dataclass(frozen=True)
@@ -130,23 +92,16 @@ class Finding:
         rule = self.criterion
         if rule.counted:
             word = "within" if self.verdict == ACCEPT else "over"
-            return f"{rule.metric} is {self.loss:.3f} of the reference: {word} {rule.margin:g}"
-        word = "drop" if rule.limit == "max_drop" else "increase"
-        text = f"{rule.metric} {word} {self.loss:+.4f}"
-        if self.slices:
-            worst = self.slices[0]
-            text += (
-                f" where {rule.slice} is {worst.value} ({worst.examples} examples, the worst of "
-                f"{len(self.slices)} slices)"
-            )
-        if self.evidence and self.evidence.bound is not None:
-            text += f", at most {self.evidence.bound:+.4f} at {rule.confidence:.0%}"
-        text += f", margin {rule.margin:g}"
+            if rule.limit == MAX_RATIO:
+                text = f"{rule.metric} is {self.loss:.3f} of the reference"
+                return f"{text}: {word} {rule.margin:g}"
+            return f"{rule.metric} is {self.value:,.0f}: {word} {rule.margin:,.0f}"
+        bound = self.evidence.bound if self.evidence else None
+        text = self._loss_text(bound)
         if self.evidence and self.evidence.note:
             text += f" ({self.evidence.note})"
         if self.verdict == INCONCLUSIVE:
-            bound = self.evidence.bound if self.evidence else None
-            alone = bound is not None and bound < rule.margin
+            alone = bound is not None and bound < (0.0 if rule.kind == ALONE else rule.margin)
             text += f"; not proven among {self.weighed_against} cells" if alone else "; undecided"
             text += (
                 f", about {self.examples_needed:,} examples would settle it"
@@ -154,6 +109,32 @@ class Finding:
                 else ", and more examples like these would not settle it"
             )
         return text
+
+    def _loss_text(self, bound: float | None) -> str:
+        """The loss, its bound and the limit."""
+        rule = self.criterion
+        drops = rule.limit in ("max_drop", "max_relative_drop", "floor")
+        where = ""
+        if self.slices:
+            worst = self.slices[0]
+            where = (
+                f" where {rule.slice} is {worst.value} ({worst.examples} examples, the worst of "
+                f"{len(self.slices)} slices)"
+            )
+        if rule.kind == ALONE:
+            text = f"{rule.metric} {self.value:.4f}{where}"
+            if bound is not None:
+                side, sign = ("least", -1) if drops else ("most", 1)
+                text += f", at {side} {rule.margin + sign * bound:.4f} at {rule.confidence:.0%}"
+            return f"{text}, {rule.limit} {rule.margin:g}"
+        word, show = "drop" if drops else "increase", "{:+.4f}"
+        margin = f"{rule.margin:g}"
+        if rule.kind == RELATIVE:
+            word, show, margin = f"relative {word}", "{:+.2%}", f"{100 * rule.margin:g}%"
+        text = f"{rule.metric} {word} {show.format(self.loss)}{where}"
+        if bound is not None:
+            text += f", at most {show.format(bound)} at {rule.confidence:.0%}"
+        return f"{text}, margin {margin}"
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -197,6 +178,8 @@ class Tested:
     value: float
     loss: float
     evidence: Evidence
+    level: float
+    """What is left of the criterion's own level."""
     slices: tuple[Part, ...] = ()
 
 
@@ -211,12 +194,20 @@ def judge(trials: Sequence[Trial]) -> dict[str, dict[str, Judgement]]:
 
     Cells that a counted criterion rules out are known before any data is seen; they do not weigh
     on the others.
+
+    Where cells were looked at early, a share of the error level went to that: a cell that stopped
+    is judged by what it showed then, at that share; the others by the tests on all examples, at
+    what is left. The two together err no more often than the whole level allows.
     """
     judgements: dict[str, dict[str, Judgement]] = {}
     family: list[tuple[str, Candidate, list[Finding], list[Tested]]] = []
     for trial in trials:
         counted = {
-            c.name: [_count(c, trial.reference, r) for r in trial.criteria if r.counted]
+            c.name: [
+                _count(c.resources, trial.reference.resources, r)
+                for r in trial.criteria
+                if r.counted
+            ]
             for c in trial.cells
         }
         judgements[trial.name] = {
@@ -278,61 +269,83 @@ def holm(ratios: Sequence[float]) -> list[Corrected]:
 
 
 def _ratio(test: Tested, p: str) -> float:
-    return float(getattr(test.evidence, p)) / test.criterion.level
+    return float(getattr(test.evidence, p)) / test.level
 
 
-def _count(cell: Candidate, reference: Candidate, rule: Criterion) -> Finding:
-    value, base = cell.resources[rule.metric], reference.resources[rule.metric]
-    verdict = ACCEPT if value <= rule.margin * base else REJECT
-    return Finding(rule, verdict, base, value, value / base)
+def ruled_out(
+    resources: Mapping[str, float], reference: Mapping[str, float], criteria: Sequence[Criterion]
+) -> str:
+    """Which counted criterion a cell fails whatever it shows; empty where none."""
+    found = [_count(resources, reference, rule) for rule in criteria if rule.counted]
+    return "; ".join(finding.reason for finding in found if finding.verdict == REJECT)
+
+
+def _count(
+    resources: Mapping[str, float], reference: Mapping[str, float], rule: Criterion
+) -> Finding:
+    value, base = resources[rule.metric], reference[rule.metric]
+    most = rule.margin * base if rule.limit == MAX_RATIO else rule.margin
+    return Finding(rule, ACCEPT if value <= most else REJECT, base, value, value / base)
 
 
 def _test(cells: Sequence[Candidate], trial: Trial, rule: Criterion) -> list[Tested]:
     """One criterion's evidence for each cell."""
+    whole = [cell for cell in cells if cell.stopped is None]
+    tested = dict(
+        zip(
+            [cell.name for cell in whole],
+            _test_whole([cell.outcomes for cell in whole], trial, rule) if whole else [],
+            strict=True,
+        )
+    )
+    return [tested.get(cell.name) or _test_stopped(cell, trial, rule) for cell in cells]
+
+
+def _test_stopped(cell: Candidate, trial: Trial, rule: Criterion) -> Tested:
+    """What a cell had shown when it stopped."""
+    assert cell.stopped is not None
+    metric = trial.metrics[rule.metric]
+    theirs = trial.reference.outcomes.take(cell.outcomes[EXAMPLE])
+    value, base = metric.value(cell.outcomes, theirs), metric.value(theirs, theirs)
+    p_accept, p_reject = cell.stopped.p_values[rule.label]
+    evidence = Evidence(None, p_accept, p_reject, lambda level: None, str(cell.stopped))
+    loss = metric.contrast(rule.kind, rule.margin).loss(value, base)
+    return Tested(rule, base, value, float(loss), evidence, rule.level * trial.early_share)
+
+
+def _test_whole(ours: Sequence[Outcomes], trial: Trial, rule: Criterion) -> list[Tested]:
     metric, theirs = trial.metrics[rule.metric], trial.reference.outcomes
-    ours = [cell.outcomes for cell in cells]
-    if not cells:
-        return []
+    level = rule.level * (1 - trial.early_share)
     if rule.slice is None:
-        return _compare(metric, ours, theirs, rule)
-    members = {
-        value: which
-        for value, which in slices(theirs, rule.slice).items()
-        if len(which) >= rule.min_examples
-    }
+        return _compare(metric, ours, theirs, rule, level)
+    members = slices(theirs, rule.slice, rule.min_examples)
     found = {
-        value: _compare(metric, [o.take(which) for o in ours], theirs.take(which), rule)
+        value: _compare(metric, [o.take(which) for o in ours], theirs.take(which), rule, level)
         for value, which in members.items()
     }
     sizes = {value: len(which) for value, which in members.items()}
     return [
         _worst({value: tests[i] for value, tests in found.items()}, sizes, len(theirs), rule)
-        for i in range(len(cells))
+        for i in range(len(ours))
     ]
 
 
-def slices(outcomes: Outcomes, column: str) -> dict[str, np.ndarray]:
-    """Which examples have each value of a column, in order of the values."""
-    values, which = np.unique(outcomes[SLICE + column], return_inverse=True)
-    return {str(value): np.flatnonzero(which == i) for i, value in enumerate(values)}
-
-
 def _compare(
-    metric: Metric, ours: Sequence[Outcomes], theirs: Outcomes, rule: Criterion
+    metric: Metric, ours: Sequence[Outcomes], theirs: Outcomes, rule: Criterion, level: float
 ) -> list[Tested]:
     assert metric.test is not None
+    contrast = metric.contrast(rule.kind, rule.margin)
     base = metric.value(theirs, theirs)
     values = [metric.value(outcomes, theirs) for outcomes in ours]
-    evidence = metric.test(
-        metric,
+    evidence = metric.test.evidence(
         [metric.statistic(outcomes, theirs) for outcomes in ours],
         metric.statistic(theirs, theirs),
         metric.design(theirs),
-        rule.margin,
+        contrast,
         rule.confidence,
     )
     return [
-        Tested(rule, base, value, metric.loss(value, base), found)
+        Tested(rule, base, value, float(contrast.loss(value, base)), found, level)
         for value, found in zip(values, evidence, strict=True)
     ]
 
@@ -367,7 +380,7 @@ def _worst(
         "every slice must pass by itself",
     )
     ordered = (parts.pop(deciding), *parts.values())
-    return Tested(rule, worst.reference, worst.value, worst.loss, evidence, ordered)
+    return Tested(rule, worst.reference, worst.value, worst.loss, evidence, worst.level, ordered)
 
 
 def _settle(test: Tested, verdict: str, up: Corrected, down: Corrected, tests: int) -> Finding:
@@ -378,14 +391,14 @@ def _settle(test: Tested, verdict: str, up: Corrected, down: Corrected, tests: i
         own = ACCEPT
     elif verdict == REJECT and _ratio(test, "p_reject") * tests * down.weight <= 1:
         own = REJECT
-    needed = evidence.needed(rule.level / up.weight) if own == INCONCLUSIVE else None
+    needed = evidence.needed(test.level / up.weight) if own == INCONCLUSIVE else None
     return Finding(
         rule, own, test.reference, test.value, test.loss, evidence, needed, up.weight, test.slices
     )
 
 
 def _too_many_unscored(cell: Candidate, trial: Trial) -> bool:
-    return cell.outcomes.unscored > trial.max_unscored * len(cell.outcomes)
+    return cell.outcomes.unscored > trial.max_unscored * len(trial.reference.outcomes)
 
 
 def _ruled_out(cell: Candidate, findings: Sequence[Finding], trial: Trial) -> tuple[str, ...]:
@@ -395,6 +408,7 @@ def _ruled_out(cell: Candidate, findings: Sequence[Finding], trial: Trial) -> tu
         reasons.insert(
             0,
             f"{cell.outcomes.unscored} of {len(cell.outcomes)} examples could not be scored: "
-            f"the outputs are NaN or infinite{limit}",
+            f"the outputs are NaN or infinite{limit}"
+            + (f" ({cell.stopped})" if cell.stopped else ""),
         )
     return tuple(reasons)

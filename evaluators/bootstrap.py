@@ -6,7 +6,7 @@ matrix product for a whole matrix of cells, and their jackknife a subtraction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,13 +96,18 @@ class Bootstrap:
         return float(np.clip(1 - level, 1 / (count + 1), 1.0))
 
 
+Compared = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From values of a cell and of the reference, resample by resample, to what is looked at."""
+
+
 def paired_bootstrap(
     cells: Sequence[Statistic],
     reference: Statistic,
     design: Design | None = None,
+    compared: Compared = np.subtract,
     resamples: int | None = None,
 ) -> list[Bootstrap]:
-    """The distribution of ``cell - reference`` for each cell, drawn as the design says.
+    """The distribution of ``compared(cell, reference)`` for each cell, drawn as the design says.
 
     With clusters whole clusters are drawn (Davison and Hinkley, "Bootstrap Methods and their
     Application", 1997, section 3.8); strata then have no say.
@@ -111,8 +116,8 @@ def paired_bootstrap(
     if isinstance(reference, Sums):
         sums = [cell for cell in cells if isinstance(cell, Sums)]
         assert len(sums) == len(cells)
-        return _of_sums(sums, reference, design, resamples)
-    return _of_weights(cells, reference, design, resamples)
+        return _of_sums(sums, reference, design, compared, resamples)
+    return _of_weights(cells, reference, design, compared, resamples)
 
 
 def _resamples(units: int, work: float) -> int:
@@ -120,12 +125,16 @@ def _resamples(units: int, work: float) -> int:
 
 
 def _of_sums(
-    cells: Sequence[Sums], reference: Sums, design: Design, resamples: int | None
+    cells: Sequence[Sums],
+    reference: Sums,
+    design: Design,
+    compared: Compared,
+    resamples: int | None,
 ) -> list[Bootstrap]:
-    theirs = _by_cluster(reference.features, design)
+    theirs = by_cluster(reference.features, design)
     # A cell is the reference plus a difference that is zero in most rows where outcomes are
     # discrete: only the others need to be summed for each cell.
-    changes = [_by_cluster(cell.features, design) - theirs for cell in cells]
+    changes = [by_cluster(cell.features, design) - theirs for cell in cells]
     rows = [np.flatnonzero(change.any(axis=1)) for change in changes]
     units = len(theirs)
     resamples = resamples or _resamples(units, WORK)
@@ -143,15 +152,18 @@ def _of_sums(
     whole = theirs.sum(axis=0)
     result = []
     for cell, shift, change in zip(cells, shifts, changes, strict=True):
-        drawn = cell.aggregate(base + shift) - reference.aggregate(base)
+        drawn = compared(cell.aggregate(base + shift), reference.aggregate(base))
         ours = whole + change.sum(axis=0)
-        jackknife = cell.aggregate(ours - (theirs + change)) - reference.aggregate(whole - theirs)
-        observed = float(cell.aggregate(ours) - reference.aggregate(whole))
+        jackknife = compared(
+            cell.aggregate(ours - (theirs + change)), reference.aggregate(whole - theirs)
+        )
+        observed = float(compared(cell.aggregate(ours), reference.aggregate(whole)))
         result.append(_bca(observed, drawn, jackknife))
     return result
 
 
-def _by_cluster(features: np.ndarray, design: Design) -> np.ndarray:
+def by_cluster(features: np.ndarray, design: Design) -> np.ndarray:
+    """Features summed over each cluster, in order of the clusters' names."""
     if design.clusters is None:
         return features
     names, which = np.unique(design.clusters, return_inverse=True)
@@ -161,7 +173,11 @@ def _by_cluster(features: np.ndarray, design: Design) -> np.ndarray:
 
 
 def _of_weights(
-    cells: Sequence[Statistic], reference: Statistic, design: Design, resamples: int | None
+    cells: Sequence[Statistic],
+    reference: Statistic,
+    design: Design,
+    compared: Compared,
+    resamples: int | None,
 ) -> list[Bootstrap]:
     n = len(reference)
     which = np.arange(n)
@@ -174,7 +190,7 @@ def _of_weights(
         spread = counts[:, which]
         theirs = reference.of(spread)
         for column, cell in zip(drawn, cells, strict=True):
-            column.append(cell.of(spread) - theirs)
+            column.append(compared(cell.of(spread), theirs))
     groups = np.random.default_rng([_SEED, units, 1]).permutation(units) % JACKKNIFE_GROUPS
     left_out: list[list[np.ndarray]] = [[] for _ in cells]
     step = int(np.clip(_CHUNK_DRAWS // n, 1, JACKKNIFE_GROUPS))
@@ -183,11 +199,11 @@ def _of_weights(
         kept = (groups[which][None, :] != some[:, None]).astype(np.float64)
         theirs = reference.of(kept)
         for column, cell in zip(left_out, cells, strict=True):
-            column.append(cell.of(kept) - theirs)
+            column.append(compared(cell.of(kept), theirs))
     ones = np.ones((1, n))
-    base = float(reference.of(ones)[0])
+    base = reference.of(ones)
     return [
-        _bca(float(cell.of(ones)[0]) - base, np.concatenate(d), np.concatenate(j))
+        _bca(float(compared(cell.of(ones), base)[0]), np.concatenate(d), np.concatenate(j))
         for cell, d, j in zip(cells, drawn, left_out, strict=True)
     ]
 

@@ -181,7 +181,7 @@ METRICS = named(
     Metric("ece", False, _ece, paired.bootstrap),
     Metric("kl_mean", False, lambda c, r: mean(_divergence(r["log_p"], c["log_p"])),
            paired.bootstrap, share=False),
-    Metric("js_mean", False, _jensen_shannon, paired.bootstrap),
+    Metric("js_mean", False, _jensen_shannon, paired.bounded),
     Metric("flips_to_wrong", False, lambda c, r: mean(1.0 * (r["correct"] & ~c["correct"]))),
     Metric("flips_to_right", True, lambda c, r: mean(1.0 * (c["correct"] & ~r["correct"]))),
     Metric("flips", False, lambda c, r: mean(1.0 * (c["prediction"] != r["prediction"]))),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluators.metric import SCORED, Metric, Outcomes
+from evaluators.metric import SCORED, Metric, Outcomes, blank
 from halfstep.batches import Batch, answer, forward
 from halfstep.errors import UserError
 from halfstep.examples import Column, Examples, Index, Inputs
@@ -34,6 +34,10 @@ class Evaluator:
     """The metric that summaries and plots show."""
     closeness: ClassVar[str]
     """Of equally cheap accepted cells, the one that this metric finds closest is taken."""
+
+    separable: ClassVar[bool] = True
+    """False where evaluating some of the examples costs much of what all of them do: then cells are
+    never stopped early."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -114,23 +118,18 @@ def run_rows(
             found = read(forward(model, batch), batch, which)
             for name, values in found.items():
                 if name not in tables:
-                    tables[name] = _blank((len(inputs), *values.shape[1:]), values.dtype)
+                    tables[name] = blank((len(inputs), *values.shape[1:]), values.dtype)
                 tables[name] = _wide_enough(tables[name], values.shape[1:])
                 tables[name][which, *(slice(s) for s in values.shape[1:])] = values
             progress(len(next(iter(found.values()))))
     return tables
 
 
-def _blank(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    filler = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else 0
-    return np.full(shape, filler, dtype)
-
-
 def _wide_enough(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     wanted = tuple(max(a, b) for a, b in zip(table.shape[1:], shape, strict=True))
     if wanted == table.shape[1:]:
         return table
-    wider = _blank((len(table), *wanted), table.dtype)
+    wider = blank((len(table), *wanted), table.dtype)
     wider[:, *(slice(s) for s in table.shape[1:])] = table
     return wider
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
+
+from evaluators.contrast import Contrast
 
 CLUSTER = "cluster"
 """The column that names what examples come in groups of: documents, queries, users."""
@@ -45,9 +48,33 @@ class Outcomes:
         """Some examples."""
         return Outcomes({name: values[which] for name, values in self.columns.items()})
 
+    @classmethod
+    def joined(cls, parts: Sequence[Outcomes]) -> Outcomes:
+        """One table under the other. Where later axes differ (lengths) the rest is filled, with NaN
+        or -1 as `blank` does."""
+        return cls({name: _stacked([part[name] for part in parts]) for name in parts[0].columns})
+
     def beside(self, columns: Mapping[str, np.ndarray]) -> Outcomes:
         """The table with more columns."""
         return Outcomes({**self.columns, **columns})
+
+
+def blank(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """A table to be filled: NaN where numbers are held, -1 for whole numbers, else zero."""
+    filler = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else 0
+    return np.full(shape, filler, dtype)
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    inner = tuple(max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True))
+    if all(part.shape[1:] == inner for part in parts):
+        return np.concatenate(parts)
+    table = blank((sum(map(len, parts)), *inner), parts[0].dtype)
+    start = 0
+    for part in parts:
+        table[start : start + len(part), *(slice(s) for s in part.shape[1:])] = part
+        start += len(part)
+    return table
 
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
@@ -113,10 +140,41 @@ class Evidence:
     note: str = ""
 
 
-PairedTest = Callable[
-    ["Metric", Sequence[Statistic], Statistic, Design, float, float], list[Evidence]
-]
-"""(metric, each cell's statistic, the reference's, design, margin, confidence) -> evidence."""
+def undecided(note: str) -> Evidence:
+    """Where the data say nothing."""
+    return Evidence(None, 1.0, 1.0, lambda level: None, note)
+
+
+class PairedTest(Protocol):
+    """How a cell's loss is tested against a margin."""
+
+    def evidence(
+        self,
+        cells: Sequence[Statistic],
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        confidence: float,
+    ) -> list[Evidence]:
+        """Of each cell, once all examples are seen."""
+        ...
+
+    def capital(
+        self,
+        cell: Statistic,
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        planned: float,
+        level: float,
+    ) -> tuple[float, float]:
+        """Logarithms of e-processes, after any number of examples: that the loss is below the
+        margin, and that it is above. Minus infinity where nothing can be said before the end.
+
+        ``planned``: how many times the examples so far will be there at the end; with the
+        ``level`` it sets where asymptotic processes are sharpest.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +186,7 @@ class Metric:
     statistic: Callable[[Outcomes, Outcomes], Statistic]
     """From (cell, reference)."""
     test: PairedTest | None = None
-    """How a loss is tested against a margin; None: the metric is reported, not tested."""
+    """None: the metric is reported, not tested."""
     strata: Callable[[Outcomes], np.ndarray] | None = None
     share: bool = True
     """True where values lie between 0 and 1."""
@@ -142,6 +200,10 @@ class Metric:
     def loss(self, value: float, reference: float) -> float:
         """How much worse ``value`` is than the reference's: positive is worse."""
         return reference - value if self.higher_is_better else value - reference
+
+    def contrast(self, kind: str, limit: float) -> Contrast:
+        """What a criterion on this metric tests."""
+        return Contrast(kind, limit, self.higher_is_better)
 
     def design(self, reference: Outcomes) -> Design:
         return Design(reference.clusters, self.strata(reference) if self.strata else None)

@@ -112,7 +112,7 @@ METRICS = named(
     Metric("micro_f1", True, _micro_f1, paired.bootstrap),
     Metric("macro_f1", True, _macro_f1, paired.bootstrap),
     Metric("subset_accuracy", True, lambda c, r: mean(1.0 * _right(c).all(axis=1)), paired.binary),
-    Metric("hamming_loss", False, lambda c, r: mean(1 - _right(c).mean(axis=1)), paired.bootstrap),
+    Metric("hamming_loss", False, lambda c, r: mean(1 - _right(c).mean(axis=1)), paired.bounded),
     Metric("log_loss", False, _log_loss, paired.bootstrap, share=False),
     Metric("flips", False, lambda c, r: mean((c["given"] != r["given"]).mean(axis=1))),
 )

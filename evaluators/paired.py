@@ -1,132 +1,388 @@
-"""Paired tests of a cell against the reference: which evidence a metric's outcomes can give."""
+"""Paired tests of a cell against the reference: which evidence a metric's outcomes can give.
+
+A metric names one of `binary`, `bounded`, `bootstrap`, `each_group`, or a `Bootstrapped` that knows
+how much one example can move it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import beta as beta_distribution
+from scipy.stats import binom, norm
 
-from evaluators import tango
-from evaluators.bootstrap import Bootstrap, paired_bootstrap
-from evaluators.metric import Design, Evidence, Metric, Statistic, Sums
+from evaluators import matched_ratio, sequential, tango
+from evaluators.bootstrap import Bootstrap, by_cluster, paired_bootstrap
+from evaluators.bounded_mean import bounded_means
+from evaluators.contrast import ALONE, DIFFERENCE, RELATIVE, Contrast
+from evaluators.metric import Design, Evidence, Statistic, Sums, undecided
+
+MOST_FACTOR = 1e6
+"""Past a million times the examples at hand, "more examples" is no answer."""
+NOTHING = (-math.inf, -math.inf)
+"""Capital where nothing can be said before all examples are seen."""
 
 
-def binary(
-    metric: Metric,
-    cells: Sequence[Statistic],
-    reference: Statistic,
-    design: Design,
-    margin: float,
-    confidence: float,
-) -> list[Evidence]:
-    """Tango's score test. Features: (hit, counts), where a hit is good or bad as the metric says;
-    examples that do not count are in no pair. Clustered examples go to the bootstrap: pairs that
-    hang together are not the independent ones of the test."""
-    if design.clusters is not None:
-        return bootstrap(metric, cells, reference, design, margin, confidence)
-    theirs = _features(reference)
-    counts = theirs[:, 1] > 0
-    return [
-        _tango(
-            _pairs(_features(cell)[counts, 0], theirs[counts, 0], metric),
-            len(reference),
-            margin,
-            confidence,
+@dataclass(frozen=True)
+class Bootstrapped:
+    """Paired BCa bootstrap of any statistic, over examples or clusters.
+
+    Where no outcome differs from the reference's there is nothing to resample. If one example can
+    move the statistic by a known amount, an exact bound is left: of ``n`` examples none of which
+    differs, a share of differing ones of ``1 - alpha ** (1 / n)`` is the largest compatible.
+    """
+
+    span: float | None = None
+    """The width of the range of the statistic's kernel; None where one example may do anything."""
+    order: int = 1
+    """How many examples the kernel takes: 1 of a mean, 2 of a comparison of pairs."""
+
+    def evidence(
+        self,
+        cells: Sequence[Statistic],
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        confidence: float,
+    ) -> list[Evidence]:
+        drawn = paired_bootstrap(cells, reference, design, contrast.loss) if cells else []
+        return [
+            self._unmoved(cell, reference, design, contrast, confidence)
+            if sample.degenerate
+            else _from_bootstrap(sample, len(reference), contrast.margin, confidence)
+            for cell, sample in zip(cells, drawn, strict=True)
+        ]
+
+    def capital(
+        self,
+        cell: Statistic,
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        planned: float,
+        level: float,
+    ) -> tuple[float, float]:
+        """Asymptotic, for statistics of sums: their jackknife pseudo-values are what a mean's
+        observations are."""
+        if not isinstance(cell, Sums) or not isinstance(reference, Sums):
+            return NOTHING
+        ours, theirs = by_cluster(cell.features, design), by_cluster(reference.features, design)
+        all_ours, all_theirs, n = ours.sum(axis=0), theirs.sum(axis=0), len(ours)
+        whole = contrast.loss(cell.aggregate(all_ours), reference.aggregate(all_theirs))
+        left_out = contrast.loss(
+            cell.aggregate(all_ours - ours), reference.aggregate(all_theirs - theirs)
         )
-        for cell in cells
-    ]
+        values = n * whole - (n - 1) * left_out
+        if not np.isfinite(values).all():
+            return NOTHING
+        below = sequential.asymptotic(values, contrast.margin, round(n * planned), level)
+        above = sequential.asymptotic(-values, -contrast.margin, round(n * planned), level)
+        return below, above
+
+    def _unmoved(
+        self,
+        cell: Statistic,
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        confidence: float,
+    ) -> Evidence:
+        ones = np.ones((1, len(reference)))
+        ours, theirs = float(cell.of(ones)[0]), float(reference.of(ones)[0])
+        if self.span is None or contrast.kind == ALONE or ours != theirs:
+            what = "every resample gives the same" if ours != theirs else "no outcome differs"
+            return undecided(f"{what}, so the bootstrap has nothing to bound")
+        units = len(reference) // self.order
+        if design.strata is not None and self.order == 2:
+            units = int(np.unique(design.strata, return_counts=True)[1].min())
+        if design.clusters is not None:
+            units = len(np.unique(design.clusters)) // self.order
+        span = self.span / (abs(theirs) if contrast.kind == RELATIVE else 1.0)
+        share = min(contrast.margin / span, 1.0)
+
+        def needed(level: float) -> int | None:
+            if share <= 0:
+                return None
+            enough = math.log(level) / math.log1p(-share) if share < 1 else 1.0
+            return math.ceil(enough / units * len(reference))
+
+        bound = span * (1 - (1 - confidence) ** (1 / units))
+        return Evidence(bound, (1 - share) ** units, 1.0, needed, "no outcome differs")
 
 
-def each_group(
-    metric: Metric,
-    cells: Sequence[Statistic],
-    reference: Statistic,
-    design: Design,
-    margin: float,
-    confidence: float,
-) -> list[Evidence]:
+@dataclass(frozen=True)
+class Bounded:
+    """Means of values between 0 and 1: Gaffke's test, which needs no large sample and no regular
+    distribution. Features: (value, counts); examples that do not count are in no pair. Clustered
+    examples go to the bootstrap: what hangs together is not independent."""
+
+    def evidence(
+        self,
+        cells: Sequence[Statistic],
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        confidence: float,
+    ) -> list[Evidence]:
+        if design.clusters is not None:
+            return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
+        return [self._one(cell, reference, contrast, confidence) for cell in cells]
+
+    def _one(
+        self, cell: Statistic, reference: Statistic, contrast: Contrast, confidence: float
+    ) -> Evidence:
+        losses = _losses(cell, reference, contrast)
+        if losses is None:
+            return undecided("no example counts in both")
+        worse, better = bounded_means(
+            np.stack([losses.values, -losses.values]), np.array([losses.most, losses.most_gain])
+        )
+        p_accept = worse.p_at_least(losses.limit)
+        p_reject = better.p_at_least(-losses.limit)
+        needed = _scaled(p_accept, p_reject, len(reference))
+        bound = losses.as_loss(worse.upper(confidence), contrast)
+        return Evidence(bound, p_accept, p_reject, needed)
+
+    def capital(
+        self,
+        cell: Statistic,
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        planned: float,
+        level: float,
+    ) -> tuple[float, float]:
+        if design.clusters is not None:
+            return CLUSTERED.capital(cell, reference, design, contrast, planned, level)
+        losses = _losses(cell, reference, contrast)
+        return NOTHING if losses is None else losses.capital
+
+
+@dataclass(frozen=True)
+class Binary(Bounded):
+    """Hits and misses, good or bad as the metric says: Tango's score test for a difference, Nam and
+    Blackwelder's for a ratio, the exact binomial one for a floor or ceiling."""
+
+    def _one(
+        self, cell: Statistic, reference: Statistic, contrast: Contrast, confidence: float
+    ) -> Evidence:
+        pairs = Pairs.of(cell, reference)
+        if pairs.n == 0:
+            return undecided("no example counts in both")
+        return _matched(pairs, contrast, confidence, len(reference))
+
+
+@dataclass(frozen=True)
+class EachGroup:
     """For the smallest of several groups' rates. Features: hits by group, then membership.
 
-    If no group's rate drops by more than the margin, their minimum does not either; so showing it
-    for every group by Tango's test proves it for the minimum, with no correction (an
-    intersection-union test; conservative). Harm is shown by the bootstrap of the minimum itself,
-    for the cells where it could be: not where the loss was just shown to be below the margin.
+    If no group's rate loses more than the margin, their minimum does not either; so showing it for
+    every group proves it for the minimum, with no correction (an intersection-union test;
+    conservative). Harm is shown by the bootstrap of the minimum itself, for the cells where it
+    could be: not where the loss was just shown to be below the margin.
     """
-    if design.clusters is not None:
-        return bootstrap(metric, cells, reference, design, margin, confidence)
-    theirs, member = np.split(_features(reference), 2, axis=1)
-    worst = []
-    for cell in cells:
-        hits, _ = np.split(_features(cell), 2, axis=1)
-        tests = []
-        for group in np.flatnonzero(member.any(axis=0)):
-            inside = member[:, group] > 0
-            pairs = _pairs(hits[inside, group], theirs[inside, group], metric)
-            tests.append(_tango(pairs, len(reference), margin, confidence))
-        deciding = max(tests, key=lambda test: test.p_accept)
-        bound = max(test.bound for test in tests if test.bound is not None)
-        note = "each class must pass by itself"
-        worst.append(replace(deciding, bound=bound, p_reject=1.0, note=note))
-    doubtful = [i for i, test in enumerate(worst) if test.p_accept > 1 - confidence]
-    drawn = bootstrap(metric, [cells[i] for i in doubtful], reference, design, margin, confidence)
-    for i, found in zip(doubtful, drawn, strict=True):
-        worst[i] = replace(worst[i], p_reject=found.p_reject)
-    return worst
+
+    def evidence(
+        self,
+        cells: Sequence[Statistic],
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        confidence: float,
+    ) -> list[Evidence]:
+        if design.clusters is not None:
+            return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
+        worst = []
+        for cell in cells:
+            tests = [
+                _matched(Pairs.of(*group), contrast, confidence, len(reference))
+                for group in _groups(cell, reference)
+            ]
+            deciding = max(tests, key=lambda test: test.p_accept)
+            bound = max(test.bound for test in tests if test.bound is not None)
+            note = "each class must pass by itself"
+            worst.append(replace(deciding, bound=bound, p_reject=1.0, note=note))
+        doubtful = [i for i, test in enumerate(worst) if test.p_accept > 1 - confidence]
+        chosen = [cells[i] for i in doubtful]
+        drawn = CLUSTERED.evidence(chosen, reference, design, contrast, confidence)
+        for i, found in zip(doubtful, drawn, strict=True):
+            worst[i] = replace(worst[i], p_reject=found.p_reject)
+        return worst
+
+    def capital(
+        self,
+        cell: Statistic,
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        planned: float,
+        level: float,
+    ) -> tuple[float, float]:
+        if design.clusters is not None:
+            return CLUSTERED.capital(cell, reference, design, contrast, planned, level)
+        found = [_losses(*group, contrast) for group in _groups(cell, reference)]
+        return min((losses.capital[0] for losses in found if losses), default=-math.inf), -math.inf
 
 
-def bootstrap(
-    metric: Metric,
-    cells: Sequence[Statistic],
-    reference: Statistic,
-    design: Design,
-    margin: float,
-    confidence: float,
-) -> list[Evidence]:
-    """Paired BCa bootstrap of any statistic. Says nothing where no outcome differs."""
-    drawn = paired_bootstrap(cells, reference, design) if cells else []
-    return [
-        _from_bootstrap(
-            -sample if metric.higher_is_better else sample, len(reference), margin, confidence
+binary, bounded, bootstrap, each_group = Binary(), Bounded(), Bootstrapped(), EachGroup()
+CLUSTERED = bootstrap
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How often reference and cell hit: both, the reference alone, the cell alone, of ``n``."""
+
+    both: float
+    theirs: float
+    ours: float
+    n: float
+
+    @classmethod
+    def of(cls, cell: Statistic, reference: Statistic) -> Pairs:
+        ours, theirs, counts = _counted(cell, reference)
+        ours, theirs = ours[counts] > 0, theirs[counts] > 0
+        return cls(
+            int((ours & theirs).sum()),
+            int((theirs & ~ours).sum()),
+            int((ours & ~theirs).sum()),
+            int(counts.sum()),
         )
-        for sample in drawn
-    ]
+
+    def times(self, factor: float) -> Pairs:
+        return Pairs(*(factor * x for x in (self.both, self.theirs, self.ours, self.n)))
+
+    def p_values(self, contrast: Contrast) -> tuple[float, float]:
+        """Against "the loss is at least the margin", and at most."""
+        up = contrast.higher_is_better
+        if contrast.kind == DIFFERENCE:
+            found = (self.theirs, self.ours) if up else (self.ours, self.theirs)
+            return (
+                tango.noninferiority_p(*found, self.n, contrast.limit),
+                tango.inferiority_p(*found, self.n, contrast.limit),
+            )
+        if contrast.kind == RELATIVE:
+            counts = (self.both, self.theirs, self.ours, self.n)
+            ratio = 1 - contrast.sign * contrast.limit
+            better = matched_ratio.noninferiority_p(*counts, ratio)
+            worse = matched_ratio.inferiority_p(*counts, ratio)
+            return (better, worse) if up else (worse, better)
+        hits = self.both + self.ours
+        at_least = float(binom.sf(round(hits) - 1, round(self.n), contrast.limit))
+        at_most = float(binom.cdf(round(hits), round(self.n), contrast.limit))
+        return (at_least, at_most) if up else (at_most, at_least)
+
+    def bound(self, contrast: Contrast, confidence: float) -> float:
+        """The largest loss that is compatible with the data."""
+        up, n = contrast.higher_is_better, int(self.n)
+        both, theirs, ours = int(self.both), int(self.theirs), int(self.ours)
+        if contrast.kind == DIFFERENCE:
+            found = (theirs, ours) if up else (ours, theirs)
+            return tango.upper_bound(*found, n, confidence)
+        if contrast.kind == RELATIVE:
+            ratio = matched_ratio.bound(both, theirs, ours, n, confidence, lower=up)
+            return contrast.sign * (1 - ratio)
+        hits = both + ours  # Clopper and Pearson
+        if up:
+            rate = beta_distribution.ppf(1 - confidence, hits, n - hits + 1) if hits else 0.0
+        else:
+            rate = beta_distribution.ppf(confidence, hits + 1, n - hits) if hits < n else 1.0
+        return float(contrast.loss(rate, 0.0))
 
 
-def _features(statistic: Statistic) -> np.ndarray:
-    assert isinstance(statistic, Sums)
-    return statistic.features
+def _matched(pairs: Pairs, contrast: Contrast, confidence: float, examples: int) -> Evidence:
+    p_accept, p_reject = pairs.p_values(contrast)
 
-
-def _pairs(ours: np.ndarray, theirs: np.ndarray, metric: Metric) -> tuple[int, int, int]:
-    """(losses, gains, pairs)."""
-    less, more = int((ours < theirs).sum()), int((ours > theirs).sum())
-    losses, gains = (less, more) if metric.higher_is_better else (more, less)
-    return losses, gains, len(ours)
-
-
-def _tango(
-    pairs: tuple[int, int, int], examples: int, margin: float, confidence: float
-) -> Evidence:
     def needed(level: float) -> int | None:
-        count = tango.examples_needed(*pairs, margin, level)
-        return None if count is None else math.ceil(count * examples / pairs[2])
+        factor = decisive(lambda f: min(pairs.times(f).p_values(contrast)), level)
+        return None if factor is None else math.ceil(factor * examples)
 
-    return Evidence(
-        bound=tango.upper_bound(*pairs, confidence),
-        p_accept=tango.noninferiority_p(*pairs, margin),
-        p_reject=tango.inferiority_p(*pairs, margin),
-        needed=needed,
-    )
+    return Evidence(pairs.bound(contrast, confidence), p_accept, p_reject, needed)
+
+
+def decisive(p_at: Callable[[float], float], level: float) -> float | None:
+    """How many times the examples at hand would decide, if the observed rates stay as they are.
+
+    None where no number up to `MOST_FACTOR` does: the loss is as large as the margin.
+    """
+    if p_at(1.0) <= level:
+        return 1.0
+    if p_at(MOST_FACTOR) > level:
+        return None
+    return float(brentq(lambda f: p_at(f) - level, 1.0, MOST_FACTOR, rtol=1e-6))
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Losses as the linear form of a contrast, each between ``-most_gain`` and ``most``."""
+
+    values: np.ndarray
+    most: float
+    most_gain: float
+    limit: float
+    """Their mean must stay below this."""
+    scale: float
+
+    @property
+    def capital(self) -> tuple[float, float]:
+        return (
+            sequential.betting(self.values, self.most, self.limit),
+            sequential.betting(-self.values, self.most_gain, -self.limit),
+        )
+
+    def as_loss(self, mean: float, contrast: Contrast) -> float:
+        """A mean of the linear form as a loss of the contrast's kind."""
+        return contrast.margin + (mean - self.limit) / self.scale
+
+
+def _losses(cell: Statistic, reference: Statistic, contrast: Contrast) -> _Losses | None:
+    ours, theirs, counts = _counted(cell, reference)
+    if not counts.any():
+        return None
+    ours, theirs = ours[counts], theirs[counts]
+    base = float(theirs.mean())
+    weight, limit = contrast.linear(base)
+    scale = abs(base) if contrast.kind == RELATIVE and base else 1.0
+    values = contrast.sign * (weight * theirs - ours)
+    most, least = (weight, -1.0) if contrast.higher_is_better else (1.0, -weight)
+    return _Losses(values, most, -least, limit, scale)
+
+
+def _counted(cell: Statistic, reference: Statistic) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values of cell and reference, and which examples count in both."""
+    assert isinstance(cell, Sums)
+    assert isinstance(reference, Sums)
+    counts = (cell.features[:, 1] > 0) & (reference.features[:, 1] > 0)
+    return cell.features[:, 0], reference.features[:, 0], counts
+
+
+def _groups(cell: Statistic, reference: Statistic) -> list[tuple[Sums, Sums]]:
+    """Cell and reference for each group that has members."""
+    assert isinstance(cell, Sums)
+    assert isinstance(reference, Sums)
+    ours, member = np.split(cell.features, 2, axis=1)
+    theirs, _ = np.split(reference.features, 2, axis=1)
+    return [
+        (
+            Sums(np.stack([ours[:, g], member[:, g]], axis=1), cell.aggregate),
+            Sums(np.stack([theirs[:, g], member[:, g]], axis=1), reference.aggregate),
+        )
+        for g in np.flatnonzero(member.any(axis=0))
+    ]
 
 
 def _from_bootstrap(loss: Bootstrap, examples: int, margin: float, confidence: float) -> Evidence:
-    if loss.degenerate:
-        note = "no outcome differs from the reference, so the bootstrap has nothing to bound"
-        return Evidence(None, 1.0, 1.0, lambda level: None, note)
     p_accept, p_reject = loss.p_above(margin), (-loss).p_above(-margin)
+    return Evidence(
+        loss.quantile(confidence), p_accept, p_reject, _scaled(p_accept, p_reject, examples)
+    )
+
+
+def _scaled(p_accept: float, p_reject: float, examples: int) -> Callable[[float], int | None]:
+    """Examples that would decide if the smaller p-value's normal score grows as their root."""
 
     def needed(level: float) -> int | None:
         p = min(p_accept, p_reject)
@@ -134,4 +390,4 @@ def _from_bootstrap(loss: Bootstrap, examples: int, margin: float, confidence: f
             return None
         return math.ceil(examples * (float(norm.isf(level)) / float(norm.isf(p))) ** 2)
 
-    return Evidence(loss.quantile(confidence), p_accept, p_reject, needed)
+    return needed

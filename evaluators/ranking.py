@@ -52,7 +52,7 @@ class Ranking(Evaluator):
             return _score(cell) > threshold(reference, rate)
 
         return named(
-            Metric("auroc", True, _auroc, paired.bootstrap, strata=_positive),
+            Metric("auroc", True, _auroc, paired.Bootstrapped(span=1, order=2), strata=_positive),
             Metric("average_precision", True, _average_precision, paired.bootstrap,
                    strata=_positive),
             Metric("recall_at_fpr", True,

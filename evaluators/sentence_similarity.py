@@ -63,7 +63,7 @@ def _spearman(cell: Outcomes, _: Outcomes) -> Weighted:
 
 
 METRICS = named(
-    Metric("spearman", True, _spearman, paired.bootstrap),
+    Metric("spearman", True, _spearman, paired.Bootstrapped(span=6, order=3)),
     Metric("pearson", True,
            lambda c, r: pearson(np.where(c["scored"], c["cosine"], 0.0), c["target"]),
            paired.bootstrap),

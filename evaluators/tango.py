@@ -14,9 +14,6 @@ import math
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-MOST_FACTOR = 1e6
-"""Past a million times the examples at hand, "more examples" is no answer."""
-
 
 def score(losses: float, gains: float, n: float, drop: float) -> float:
     """The score statistic for the hypothesis that the true drop is ``drop``.
@@ -67,23 +64,3 @@ def _solve(function, start: float, end: float) -> float:  # type: ignore[no-unty
     if function(low) <= 0:
         return start
     return float(brentq(function, low, high, xtol=1e-10))
-
-
-def examples_needed(losses: int, gains: int, n: int, margin: float, level: float) -> int | None:
-    """How many pairs would decide, one way or the other, if the observed rates stay as they are.
-
-    None where the observed drop equals the margin: no number decides that. ``level`` is the
-    one-sided error level. With no discordant pair at all the answer is Tango's own limit.
-    """
-    if (losses - gains) / n == margin:
-        return None
-    p_value = noninferiority_p if (losses - gains) / n < margin else inferiority_p
-
-    def undecided(factor: float) -> float:
-        return p_value(losses * factor, gains * factor, n * factor, margin) - level
-
-    if undecided(1.0) <= 0:
-        return n
-    if undecided(MOST_FACTOR) > 0:
-        return None
-    return math.ceil(n * float(brentq(undecided, 1.0, MOST_FACTOR, rtol=1e-6)))

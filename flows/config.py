@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from evaluators import EVALUATORS
-from evaluators.acceptance import FEWEST_IN_A_SLICE, LIMITS, RESOURCES, Criterion
+from evaluators.contrast import ALONE
+from evaluators.criterion import (
+    FEWEST_IN_A_SLICE,
+    FOR_HIGHER,
+    FOR_LOWER,
+    FOR_RESOURCES,
+    KINDS,
+    LIMITS,
+    PRESETS,
+    RESOURCES,
+    Criterion,
+)
 from flows import parse
 from flows.matrix import read_overrides, schemes
 from halfstep.errors import UserError, allowed
@@ -17,9 +28,9 @@ from halfstep.scheme import Scheme, Spec, skipping
 from sources import DATASETS, SUBJECTS
 from sources.tabular import Tabular
 from sources.transforms import Language
-from tasks.plan import SPLITS, Compute, Named, Plan, SplitSpec, Task
+from tasks.plan import EVALUATIONS, SPLITS, Compute, Named, Plan, SplitSpec, Task
 
-KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "compute")
+KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "evaluation", "compute")
 FEWEST_CALIBRATION_SAMPLES = 16
 """Below this a range says more about the luck of the draw than about the data."""
 TASK_NAME = re.compile(r"[\w .-]+", re.ASCII)
@@ -59,6 +70,9 @@ def read_plan(path: Path) -> Plan:
         overrides=overrides,
         objective=parse.one_of(objective, RESOURCES, "objective", "resource"),
         compute=compute,
+        evaluation=parse.one_of(
+            config.get("evaluation", "full"), EVALUATIONS, "evaluation", "way to evaluate"
+        ),
         plugins=_plugins(subject, tasks, kept),
     )
 
@@ -102,6 +116,9 @@ def _task(value: object, where: str, subject: Named) -> Task:
     criteria = tuple(
         _criterion(rule, f"{where}.criteria[{i}]", evaluator) for i, rule in enumerate(rules)
     )
+    for i, criterion in enumerate(criteria):
+        if criterion.label in [other.label for other in criteria[:i]]:
+            raise UserError(f"{where}.criteria[{i}]: {criterion.label} is limited twice")
     cluster = task.get("cluster")
     if cluster is not None:
         parse.typed_value(str, cluster, f"{where}.cluster")
@@ -114,6 +131,12 @@ def _task(value: object, where: str, subject: Named) -> Task:
     given = {name: _split(name, splits[name], where) for name in SPLITS if name in splits}
     for split in ("selection", "confirmation"):
         parse.required(splits, split, f"{where}.splits")
+        for i, criterion in enumerate(criteria):
+            if criterion.preset and given[split].samples is not None:
+                raise UserError(
+                    f"{where}.criteria[{i}].preset: {criterion.preset} demands full sets, but "
+                    f"splits.{split} takes {given[split].samples} samples"
+                )
     return Task(
         name=name,
         evaluated_by=evaluator,
@@ -176,8 +199,11 @@ def _split(name: str, value: object, task: str) -> SplitSpec:
 
 
 def _criterion(value: object, where: str, evaluator: Named) -> Criterion:
-    rule = parse.mapping(value, where, ["metric", "confidence", "slice", "min_examples", *LIMITS])
+    keys = ["metric", "confidence", "slice", "min_examples", "preset", *LIMITS]
+    rule = dict(parse.mapping(value, where, keys))
     metrics = evaluator.value.metrics
+    if "preset" in rule:
+        rule = _from_preset(rule, where, evaluator)
     tested = [name for name, metric in metrics.items() if metric.test is not None]
     name = parse.required(rule, "metric", where)
     if name in metrics and name not in tested:
@@ -188,29 +214,49 @@ def _criterion(value: object, where: str, evaluator: Named) -> Criterion:
     parse.one_of(name, [*tested, *RESOURCES], f"{where}.metric", "metric")
     given = [limit for limit in LIMITS if limit in rule]
     if name in RESOURCES:
-        wanted = "max_ratio"
+        wanted: tuple[str, ...] = FOR_RESOURCES
     else:
-        wanted = "max_drop" if metrics[name].higher_is_better else "max_increase"
-    if given != [wanted]:
+        wanted = FOR_HIGHER if metrics[name].higher_is_better else FOR_LOWER
+    if len(given) != 1 or given[0] not in wanted:
         raise UserError(
-            f"{where}: {name} takes {wanted} and no other limit, but {given or 'none'} given"
+            f"{where}: {name} takes one of {', '.join(wanted)}, but "
+            f"{' and '.join(given) or 'none'} given"
         )
-    margin = parse.number(rule[wanted], f"{where}.{wanted}", 0.0, 1e9)
-    if wanted == "max_ratio":
+    limit = given[0]
+    if name in RESOURCES:
         for key in ("confidence", "slice", "min_examples"):
             if key in rule:
                 raise UserError(f"{where}: {name} is counted, not sampled; {key} has no meaning")
-        return Criterion(name, wanted, margin)
+        return Criterion(name, limit, parse.number(rule[limit], f"{where}.{limit}", 0.0, 1e18))
+    lowest = -1e9 if KINDS[limit] == ALONE else 0.0
+    margin = parse.number(rule[limit], f"{where}.{limit}", lowest, 1e9)
     confidence = parse.number(rule.get("confidence", 0.95), f"{where}.confidence", 0.5, 0.9999)
-    if metrics[name].share and margin >= 1:
-        raise UserError(f"{where}.{wanted}: {margin:g} is not allowed: {name} lies between 0 and 1")
+    if metrics[name].share and not 0 < margin < 1:
+        raise UserError(f"{where}.{limit}: {margin:g} is not allowed: {name} lies between 0 and 1")
+    if limit == "max_relative_drop" and margin >= 1:
+        raise UserError(f"{where}.{limit}: {margin:g} is not allowed: below 1, a share")
     column = rule.get("slice")
     if column is None and "min_examples" in rule:
         raise UserError(f"{where}: min_examples is of slices, and no slice is given")
     if column is not None:
         parse.typed_value(str, column, f"{where}.slice")
     fewest = parse.whole(rule.get("min_examples", FEWEST_IN_A_SLICE), f"{where}.min_examples", 2)
-    return Criterion(name, wanted, margin, confidence, column, fewest)
+    return Criterion(name, limit, margin, confidence, column, fewest, rule.get("preset"))
+
+
+def _from_preset(rule: dict[str, Any], where: str, evaluator: Named) -> dict[str, Any]:
+    """The rule that a preset stands for, on the evaluator's headline metric if none is named."""
+    preset = parse.one_of(rule["preset"], PRESETS, f"{where}.preset", "preset")
+    given = [limit for limit in LIMITS if limit in rule]
+    if given:
+        raise UserError(f"{where}: {preset} is a limit by itself, but {given[0]} is given too")
+    name = rule.get("metric", evaluator.value.headline)
+    metric = evaluator.value.metrics.get(name)
+    if metric is None:
+        known = [n for n, m in evaluator.value.metrics.items() if m.test is not None]
+        raise UserError(f"{where}.metric: unknown metric {name!r}; {allowed(name, known)}")
+    limit = "max_relative_drop" if metric.higher_is_better else "max_relative_increase"
+    return rule | {"metric": name, limit: PRESETS[preset]}
 
 
 def _plugins(subject: Named, tasks: Sequence[Task], cells: Sequence[Scheme]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from audit.environment import private
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators.acceptance import Criterion
+from evaluators.criterion import Criterion
 from halfstep.examples import Examples
 from halfstep.sites import Sites
 from tasks.ledger import coverage_rows

@@ -134,6 +134,7 @@ def cell_json(
         "coverage": detail.get("coverage"),
         "certificate": detail.get("certificate"),
         "unscored": detail.get("unscored"),
+        "stopped": detail.get("stopped"),
         "notes": detail.get("notes", []),
         "reused_from": done.record.tags.get("reused_from"),
     }

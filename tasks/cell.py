@@ -11,12 +11,14 @@ from audit import encode, spool
 from audit.environment import private
 from audit.spool import Record
 from audit.store import SweepFolder
+from evaluators.stopping import EXAMPLE
 from halfstep.accumulators import overflowing
 from halfstep.apply import applied
 from halfstep.resources import bit_operations, bits_per_weight, weight_bytes
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments, qparams_tensors
-from tasks.evaluated import Evaluated, Progress, finite, reuse
+from tasks.early import run_watched, watch
+from tasks.evaluated import Evaluated, Progress, described, finite, reuse
 from tasks.ledger import (
     certificate_row,
     certificate_summary,
@@ -25,7 +27,6 @@ from tasks.ledger import (
     coverage_summary,
 )
 from tasks.load import Loaded
-from tasks.reference import described
 
 
 def run_cell(
@@ -40,8 +41,16 @@ def run_cell(
 ) -> Evaluated:
     """One scheme on one split of one task. A cell that raises is recorded as failed; it stops no
     other."""
-    key = loaded.key(task, kind="cell", split=split, scheme=scheme.to_json())
     kind = "cell" if split == "selection" else "confirmation"
+    watched = kind == "cell" and loaded.plan.stops_early(loaded.task(task))
+    key = loaded.key(
+        task,
+        kind="cell",
+        split=split,
+        scheme=scheme.to_json(),
+        # When a cell stops depends on how many cells its verdict is corrected for.
+        weighed_against=loaded.plan.cells if watched else None,
+    )
     folder = sweep.place(kind, key)
     found = reuse(sweep, kind, key)
     if found:
@@ -88,17 +97,22 @@ def _evaluate_cell(
     certificates = treatments.certificates(scheme)
     accumulators = treatments.accumulators(scheme)
     prepared = time.time()
-    with applied(loaded.model, treated) as model:
-        outcomes = rules.evaluator.run(
-            model, examples, loaded.plan.compute.batch_size, progress, reference.outcomes
-        )
-    evaluated = time.time()
-    outcomes = described(outcomes, rules, examples)
-    metrics = rules.evaluator.measure(outcomes, reference.outcomes)
-    resources = {
+    resources: dict[str, float] = {
         "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
         "bit_operations": bit_operations(loaded.sites, scheme),
     }
+    batch, theirs, stop = loaded.plan.compute.batch_size, reference.outcomes, None
+    watching = watch(loaded.plan, rules, resources, reference) if base.kind == "cell" else None
+    with applied(loaded.model, treated) as model:
+        if watching is None:
+            outcomes = rules.evaluator.run(model, examples, batch, progress, theirs)
+            outcomes = described(outcomes, rules, examples)
+        else:
+            outcomes, stop = run_watched(model, rules, examples, batch, progress, theirs, watching)
+    evaluated = time.time()
+    if stop is not None:
+        theirs = theirs.take(outcomes[EXAMPLE])
+    metrics = rules.evaluator.measure(outcomes, theirs)
     digest = encode.columns_digest(outcomes.columns)
     detail = {
         "scheme": scheme.to_json(),
@@ -106,6 +120,7 @@ def _evaluate_cell(
         "outcomes_digest": digest,
         "metrics": finite(metrics),
         "unscored": outcomes.unscored,
+        "stopped": stop.to_json() if stop else None,
         "coverage": coverage_summary(loaded, scheme),
         "certificate": certificate_summary(certificates),
         "bits_per_weight": bits_per_weight(loaded.sites, scheme),
@@ -126,6 +141,7 @@ def _evaluate_cell(
         "error_over_bound": detail["certificate"]["error_over_bound"],  # type: ignore[index]
         "clipped_share": detail["certificate"]["clipped_share"],  # type: ignore[index]
         "unscored": float(outcomes.unscored),
+        "examples": float(len(outcomes)),
         "seconds": evaluated - base.started,
     }
     record = replace(base, metrics=finite(shown), detail=detail)

@@ -15,6 +15,7 @@ from evaluators.acceptance import (
     judge,
     overall,
 )
+from evaluators.stopping import EARLY_SHARE
 from halfstep.digest import digest_json
 from halfstep.scheme import Scheme
 from tasks.evaluated import Evaluated
@@ -87,7 +88,7 @@ def select(
     Of equally cheap ones that with fewer bit-operations is taken, then the one closest to the
     reference (by the first task's measure of that), then the first of the matrix.
     """
-    judgements = _judge(loaded, references, cells)
+    judgements = _judge(loaded, references, cells, early=True)
     accepted = [
         (scheme, done)
         for scheme, done in cells
@@ -129,7 +130,7 @@ def conclude(
         verdicts = {undecided.overall(name) for name in names}
         verdict = INCONCLUSIVE if INCONCLUSIVE in verdicts else REJECT
         return Decision(verdict, None, selection, {})
-    judged = _judge(loaded, references, [(chosen, confirmed)])
+    judged = _judge(loaded, references, [(chosen, confirmed)], early=False)
     found = {task: judgements[chosen.name] for task, judgements in judged.items()}
     return Decision(overall([j.verdict for j in found.values()]), chosen, selection, found)
 
@@ -181,14 +182,19 @@ def decision_json(
 
 
 def _judge(
-    loaded: Loaded, references: Evaluations, cells: Sequence[tuple[Scheme, Evaluations]]
+    loaded: Loaded,
+    references: Evaluations,
+    cells: Sequence[tuple[Scheme, Evaluations]],
+    *,
+    early: bool,
 ) -> dict[str, dict[str, Judgement]]:
+    """``early``: whether cells were looked at before all examples were seen."""
     trials = []
     for task in loaded.plan.tasks:
         reference = references[task.name]
         assert reference.outcomes is not None
         candidates = [
-            Candidate(scheme.name, outcomes, done[task.name].resources)
+            Candidate(scheme.name, outcomes, done[task.name].resources, done[task.name].stopped)
             for scheme, done in cells
             if (outcomes := done[task.name].outcomes) is not None
         ]
@@ -200,6 +206,7 @@ def _judge(
                 task.criteria,
                 task.evaluator.metrics,
                 task.max_unscored,
+                EARLY_SHARE if early and loaded.plan.stops_early(task) else 0.0,
             )
         )
     judged = judge(trials)

@@ -11,7 +11,10 @@ import numpy as np
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators.metric import Outcomes
+from evaluators.metric import CLUSTER, SLICE, Outcomes
+from evaluators.stopping import Stop
+from halfstep.examples import Examples
+from tasks.plan import Task
 
 Progress = Callable[[int], None]
 """Told how many examples each batch adds."""
@@ -29,6 +32,12 @@ class Evaluated:
     reused: bool
     seconds: float = 0.0
     """Of useful work: forward passes and what they need, without the writing of the record."""
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Where the verdict was certain before all examples were seen."""
+        found = self.record.detail.get("stopped")
+        return Stop.from_json(found) if found else None
 
 
 def recorded(sweep: SweepFolder, kind: str, key: str) -> Record | None:
@@ -55,3 +64,18 @@ def reuse(sweep: SweepFolder, kind: str, key: str) -> Evaluated | None:
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Only what is a number: a metric that could not be computed is absent, not infinite."""
     return {k: float(v) for k, v in values.items() if np.isfinite(v)}
+
+
+def described(outcomes: Outcomes, task: Task, examples: Examples) -> Outcomes:
+    """With the columns that clusters and slices go by, so that the record can be judged alone."""
+    columns: dict[str, np.ndarray] = {
+        SLICE + name: _texts(examples.columns[name]) for name in task.slices
+    }
+    if task.cluster is not None:
+        columns[CLUSTER] = _texts(examples.columns[task.cluster])
+    return outcomes.beside(columns)
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    """As texts no wider than they need to be: what a file gives back."""
+    return np.array([str(value) for value in values.tolist()])

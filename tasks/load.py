@@ -106,7 +106,11 @@ def load(plan: Plan, store: Store) -> Loaded:
             {n: (e.digest, len(e)) for n, e in found.splits.items() if n != "calibration"},
             calibration,
             [criterion.to_json() for criterion in found.task.criteria],
-            {"cluster": found.task.cluster, "max_unscored": found.task.max_unscored},
+            {
+                "cluster": found.task.cluster,
+                "max_unscored": found.task.max_unscored,
+                "stops_early": plan.stops_early(found.task),
+            },
             {"threads": plan.compute.threads, "batch_size": plan.compute.batch_size},
         )
         for name, found in data.tasks.items()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.acceptance import Criterion
+from evaluators.criterion import Criterion
 from evaluators.evaluator import Evaluator
 from halfstep.scheme import Override, Scheme
 from sources import DataSource, SubjectSource
 
 SPLITS = ("calibration", "selection", "confirmation")
+EVALUATIONS = ("full", "early")
+"""Whether every cell sees all of the selection split, or stops once its verdict is certain."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,24 @@ class Plan:
     """What every scheme does otherwise at some sites."""
     objective: str
     compute: Compute
+    evaluation: str = "full"
+    """One of `EVALUATIONS`."""
     plugins: tuple[str, ...] = ()
     """Other packages whose code takes part, each with its version and the digest of its code."""
 
     @property
     def subject(self) -> SubjectSource:
         return self.taken_from.value  # type: ignore[no-any-return]
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are to judge."""
+        return len(self.schemes) * len(self.tasks)
+
+    def stops_early(self, task: Task) -> bool:
+        """True where cells need not see all of a task's selection split."""
+        full = any(criterion.preset for criterion in task.criteria)
+        return self.evaluation == "early" and task.evaluator.separable and not full
 
     def label(self, cell: str, task: str) -> str:
         """What a cell is called: after its scheme, and its task where there are several."""
@@ -141,5 +155,6 @@ class Plan:
             },
             "objective": self.objective,
             "compute": asdict(self.compute),
+            "evaluation": self.evaluation,
             "plugins": list(self.plugins),
         }

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
-from evaluators.metric import CLUSTER, SLICE, Outcomes
 from halfstep.determinism import nondeterministic_operators
 from halfstep.errors import UserError
-from halfstep.examples import Examples
 from halfstep.observe import check_finite, observing
 from halfstep.resources import bit_operations, reference_bytes
 from tasks.calibrate import SELECTION, calibrated_sites, flat
-from tasks.evaluated import Evaluated, Progress, finite, reuse
+from tasks.evaluated import Evaluated, Progress, described, finite, reuse
 from tasks.load import Loaded
-from tasks.plan import Task
 
 
 def measure_reference(
@@ -79,18 +74,3 @@ def measure_reference(
     files[f"outcomes-{split}.parquet"] = encode.parquet_bytes(outcomes.columns)
     record = spool.commit(folder, record, files)
     return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)
-
-
-def described(outcomes: Outcomes, task: Task, examples: Examples) -> Outcomes:
-    """With the columns that clusters and slices go by, so that the record can be judged alone."""
-    columns: dict[str, np.ndarray] = {
-        SLICE + name: _texts(examples.columns[name]) for name in task.slices
-    }
-    if task.cluster is not None:
-        columns[CLUSTER] = _texts(examples.columns[task.cluster])
-    return outcomes.beside(columns)
-
-
-def _texts(values: np.ndarray) -> np.ndarray:
-    """As texts no wider than they need to be: what a file gives back."""
-    return np.array([str(value) for value in values.tolist()])

@@ -69,7 +69,7 @@ WRONG = {
     ),
     "wrong direction": (
         put(*TASK, "criteria", 0, value={"metric": "log_loss", "max_drop": 0.1}),
-        r"log_loss takes max_increase",
+        r"log_loss takes one of max_increase, max_relative_increase, ceiling",
     ),
     "a margin of nothing": (
         put(*TASK, "criteria", 0, "max_drop", value=0),

@@ -1,0 +1,81 @@
+"""Criteria: what is good enough, declared before anything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evaluators.contrast import ALONE, DIFFERENCE, RELATIVE
+
+RESOURCES = ("weight_bytes", "bit_operations")
+"""What a criterion or the objective may name beside metrics: counted from shapes, so not tested."""
+
+MAX_RATIO = "max_ratio"
+KINDS = {
+    "max_drop": DIFFERENCE,
+    "max_increase": DIFFERENCE,
+    "max_relative_drop": RELATIVE,
+    "max_relative_increase": RELATIVE,
+    "floor": ALONE,
+    "ceiling": ALONE,
+}
+"""What each limit of a metric compares."""
+FOR_HIGHER = ("max_drop", "max_relative_drop", "floor")
+FOR_LOWER = ("max_increase", "max_relative_increase", "ceiling")
+FOR_RESOURCES = (MAX_RATIO, "ceiling")
+LIMITS = (*KINDS, MAX_RATIO)
+
+PRESETS = {"mlperf-99": 0.01, "mlperf-99.9": 0.001}
+"""The share of the reference that may be lost, as in MLPerf's closed division; on full sets."""
+
+FEWEST_IN_A_SLICE = 30
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One acceptance rule: a metric keeps a limit, shown with a confidence; or a resource does."""
+
+    metric: str
+    limit: str
+    """One of `LIMITS`. Which of them a metric takes follows from its direction."""
+    margin: float
+    confidence: float = 0.95
+    slice: str | None = None
+    """A column: the rule holds in every slice, a slice for each of its values."""
+    min_examples: int = FEWEST_IN_A_SLICE
+    """Slices with fewer are named and not judged."""
+    preset: str | None = None
+    """One of `PRESETS`, where the rule was written as that."""
+
+    @property
+    def counted(self) -> bool:
+        return self.metric in RESOURCES
+
+    @property
+    def kind(self) -> str:
+        """Of the contrast that is tested."""
+        return KINDS[self.limit]
+
+    @property
+    def level(self) -> float:
+        return 1 - self.confidence
+
+    @property
+    def label(self) -> str:
+        """The metric, what is limited of it where that is not plain, and the column whose slices it
+        is taken in."""
+        kinds = {RELATIVE: "relative", ALONE: self.limit}
+        extra = "" if self.counted else kinds.get(self.kind, "")
+        return " ".join(
+            filter(None, [self.metric, extra, f"by {self.slice}" if self.slice else ""])
+        )
+
+    def to_json(self) -> dict[str, object]:
+        rule: dict[str, object] = {"metric": self.metric, self.limit: self.margin}
+        if self.counted:
+            return rule
+        rule["confidence"] = self.confidence
+        if self.slice is not None:
+            rule |= {"slice": self.slice, "min_examples": self.min_examples}
+        if self.preset is not None:
+            rule["preset"] = self.preset
+        return rule
