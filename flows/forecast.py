@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from audit.registry import fetch
 from audit.store import Store
+from evaluators.acceptance import ruled_out
+from evaluators.power import Outlook, outlook, smallest_part
 from flows.conduct import passes_of
 from flows.opening import sites_json
 from halfstep.batches import Batch, forward, size
 from halfstep.coverage import covered
+from halfstep.examples import Examples
 from halfstep.resources import (
     bit_operations,
     bits_per_weight,
     reference_bytes,
     weight_bytes,
 )
+from halfstep.sites import Sites
 from sources import Context
 from tasks.data import read_data
 from tasks.load import prepare, set_up
-from tasks.plan import Plan
+from tasks.plan import Plan, Task
 
 
 def forecast(plan: Plan, store: Store) -> dict[str, Any]:
@@ -46,6 +52,8 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
         ]
     per_row = sum(_seconds(folding.model, b) for b in batches) / sum(map(size, batches))
     reference = reference_bytes(folding.model)
+    base = {"weight_bytes": reference, "bit_operations": bit_operations(sites, None)}
+    family = _family(plan, folding.model, sites, base)
     return {
         "name": plan.name,
         "subject": plan.to_json()["subject"],
@@ -56,6 +64,11 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
                 "evaluator": task.evaluated_by.name,
                 "splits": {n: len(e) for n, e in data.tasks[task.name].splits.items()},
                 "criteria": [criterion.to_json() for criterion in task.criteria],
+                "outlook": [
+                    {"split": split, **found.to_json()}
+                    for split, cells in (("selection", family), ("confirmation", len(plan.tasks)))
+                    for found in _outlooks(task, data.tasks[task.name].splits[split], cells)
+                ],
             }
             for task in plan.tasks
         ],
@@ -93,6 +106,35 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
         "examples_to_run": passes,
         "estimated_seconds": round(sum(passes.values()) * per_row, 1),
     }
+
+
+def _family(plan: Plan, model: torch.nn.Module, sites: Sites, base: Mapping[str, float]) -> int:
+    """How many verdicts are corrected for together: those that no counted criterion rules out."""
+    left = 0
+    for scheme in plan.schemes:
+        resources = {
+            "weight_bytes": weight_bytes(model, sites, scheme),
+            "bit_operations": bit_operations(sites, scheme),
+        }
+        left += sum(not ruled_out(resources, base, task.criteria) for task in plan.tasks)
+    return max(left, 1)
+
+
+def _outlooks(task: Task, examples: Examples, cells: int) -> list[Outlook]:
+    """What each tested criterion can decide on one split."""
+    clusters = task.cluster and len(np.unique(examples.columns[task.cluster].astype(str)))
+    targets = examples.targets.all().numpy() if not examples.targets.shape else None
+    found = []
+    for rule in task.criteria:
+        if rule.counted:
+            continue
+        metric = task.evaluator.metrics[rule.metric]
+        smallest = None if clusters else smallest_part(rule, metric, examples.columns, targets)
+        count = clusters or len(examples)
+        found.append(
+            outlook(rule, metric, count, cells, smallest=smallest, clustered=bool(clusters))
+        )
+    return found
 
 
 def _seconds(model: torch.nn.Module, batch: Batch) -> float:

@@ -197,6 +197,10 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         )
         for criterion in task["criteria"]:
             _say(f"criterion: {criterion_text(criterion)}")
+            for outlook in task["outlook"]:
+                if outlook["criterion"] == criterion:
+                    style = None if outlook["decidable"] else COLOURS["reject"]
+                    _say(f"  on {outlook['split']}: {outlook['text']}", style=style)
     if found["duplicates"]:
         _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
     for note in found["notes"]:
