@@ -14,7 +14,7 @@ from halfstep.batches import Batch, forward
 from halfstep.certificate import Certificate, certify
 from halfstep.errors import UserError
 from halfstep.identity import Identity
-from halfstep.intercept import Interception
+from halfstep.intercept import Interception, Visitor
 from halfstep.operators import Operand
 from halfstep.qparams import NotFinite
 from halfstep.weights import QuantizedWeight
@@ -55,8 +55,7 @@ def applied(model: nn.Module, treatment: Treatment) -> Iterator[nn.Module]:
         UnknownSite: where activations are treated, a product ran that discovery did not see.
     """
     with exchanged(model, treatment.parameters):
-        quantize = _Quantize(treatment)
-        mode = Interception(quantize, alters=True)
+        mode = Interception(quantizing(treatment), alters=True)
         with mode.over(model) if treatment.activations else nullcontext():
             yield model
 
@@ -96,9 +95,12 @@ class _Scratch:
         return self.source.still(x) and self.quantizer.same_as(quantizer)
 
 
-class _Quantize:
-    """The visitor that quantizes activations."""
+def quantizing(treatment: Treatment) -> Visitor:
+    """The visitor that treats every activation that enters a product."""
+    return _Quantize(treatment)
 
+
+class _Quantize:
     def __init__(self, treatment: Treatment) -> None:
         self._treated = treatment.activations
         self._known = treatment.known

@@ -51,7 +51,13 @@ class Interception(TorchFunctionMode):
 
     @contextmanager
     def over(self, model: nn.Module, *, every: bool = False) -> Iterator[None]:
-        """Intercepts the forward passes of the model while open, and follows its modules.
+        """Intercepts the forward passes of the model while open, and follows its modules."""
+        with self.following(model, every=every), self:
+            yield
+
+    @contextmanager
+    def following(self, model: nn.Module, *, every: bool = False) -> Iterator[None]:
+        """Knows the model's parameters, and which module's code is running, while open.
 
         Torch's own layers are followed only with ``every``: a hook costs more than a small layer,
         and what they run is named by its weight anyway.
@@ -72,8 +78,7 @@ class Interception(TorchFunctionMode):
             handles.append(module.register_forward_pre_hook(enter, prepend=True))
             handles.append(module.register_forward_hook(leave, always_call=True))
         try:
-            with self:
-                yield
+            yield
         finally:
             for handle in handles:
                 handle.remove()
