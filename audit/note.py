@@ -166,3 +166,29 @@ def criterion_text(criterion: Mapping[str, Any]) -> str:
     if "preset" in criterion:
         text += f" (preset {criterion['preset']}; not an MLPerf result)"
     return text
+
+
+def sensitivity_note(found: Mapping[str, Any]) -> str:
+    """A sensitivity run: the sites that cost most."""
+    lines = [
+        f"Each site of **{found['scheme']}** quantized alone, on {found['examples']} calibration "
+        f"examples of {found['task']}. The whole scheme's output error is "
+        f"{found['output_error']:.3g} of the output's power; its sites' add up to "
+        f"{found['sum_of_errors']:.3g}.",
+        "",
+        f"| rank | site | output error alone | error gone without it | {found['metric']} loss |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['rank']} | {site_text(row)} | {row['output_error']:.3g} | "
+        f"{row['error_gained_back']:.0%} | {row['metric_loss']:+.4f} |"
+        for row in found["sites"][:20]
+    ]
+    lines += ["", "All sites: `sensitivity.csv`; the picture: `sensitivity.png`."]
+    return "\n".join(lines)
+
+
+def site_text(row: Mapping[str, Any]) -> str:
+    """A site with its side, and whether the model begins or ends there."""
+    mark = f" ({row['end']})" if row["end"] else ""
+    return f"{row['site']} {row['side']}{mark}"

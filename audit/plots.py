@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 matplotlib.use("Agg")
 
@@ -87,9 +88,50 @@ def error_against_bound(certificates: Sequence[Mapping[str, str]], cell: str) ->
     return _png(figure, axes)
 
 
-def _png(figure: Figure, axes: Axes) -> bytes:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+MOST_SITES = 40
+"""Shown in a plot; the table has all."""
+SIDES = {"weight": ("#0072B2", ""), "activation": ("#E69F00", "///")}
+
+
+def sensitivity_by_site(found: Mapping[str, Any]) -> bytes:
+    """What each site costs alone, with its interval, and what of the scheme's error goes without
+    it; the most costly on top, the model's first and last operation in bold."""
+    rows = found["sites"][:MOST_SITES]
+    figure = Figure(figsize=(9, max(2.6, 0.27 * len(rows) + 1.5)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for i, row in enumerate(rows):
+        colour, hatch = SIDES[row["side"]]
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white", "height": 0.7}
+        reach = [
+            [row["output_error"] - row["output_error_low"]],
+            [row["output_error_high"] - row["output_error"]],
+        ]
+        left.barh(i, row["output_error"], **style)
+        left.errorbar(row["output_error"], i, xerr=reach, color="black", lw=1, capsize=2)
+        right.barh(i, 100 * row["error_gained_back"], **style)
+    if any(row["output_error"] > 0 for row in rows):
+        left.set_xscale("log")
+    names = [f"{row['site']}{' · ' + row['end'] if row['end'] else ''}" for row in rows]
+    left.set_yticks(range(len(rows)), names, fontsize=8)
+    for label, row in zip(left.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if row["end"] else "normal")
+    left.invert_yaxis()
+    left.set_xlabel("output error, quantized alone (share of output power)", fontsize=9)
+    right.set_xlabel("% of the scheme's error gone without it", fontsize=9)
+    right.axvline(0, color="black", lw=0.8)
+    right.legend(
+        handles=[Patch(facecolor=c, hatch=h, edgecolor="white", label=s)
+                 for s, (c, h) in SIDES.items()],
+        fontsize=8, loc="lower right",
+    )  # fmt: skip
+    left.set_title(f"Sensitivity: {found['scheme']}", fontsize=10, loc="left")
+    return _png(figure, left, right)
+
+
+def _png(figure: Figure, *panels: Axes) -> bytes:
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
     return out.getvalue()

@@ -197,8 +197,8 @@ class Metric:
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(self.statistic(cell, reference).of(np.ones((1, len(cell))))[0])
 
-    def loss(self, value: float, reference: float) -> float:
-        """How much worse ``value`` is than the reference's: positive is worse."""
+    def loss(self, value: Any, reference: Any) -> Any:
+        """How much worse ``value`` is, numbers or arrays: positive is worse."""
         return reference - value if self.higher_is_better else value - reference
 
     def contrast(self, kind: str, limit: float) -> Contrast:

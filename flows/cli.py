@@ -68,6 +68,25 @@ def sweep(
 
 
 @app.command()
+def sensitivity(
+    config: Config,
+    cell: Annotated[str, typer.Option(help="Name of a cell; by default the first.")] = "",
+    examples: Annotated[int, typer.Option(help="Calibration examples to probe on.", min=8)] = 128,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Shows what each site of a cell costs alone, and what giving it back would gain."""
+    from audit.store import Store
+    from flows.config import read_plan
+    from flows.sensitivity import sensitivity as analyse
+    from flows.show import print_sensitivity, progress_bar
+
+    with progress_bar():
+        found = analyse(read_plan(config), Store(store), cell, examples)
+    _emit(found, as_json, lambda result: print_sensitivity(result, Store(store)))
+
+
+@app.command()
 def show(
     run: Annotated[str, typer.Argument(help="Run id, sweep id or its start.")] = "",
     store: StoreOption = DEFAULT_STORE,

@@ -30,7 +30,7 @@ def open_sweep(
     record = spool.recall(place)
     if record is None:
         record = spool.commit(place, _record(loaded, folder), _files(loaded, config_text, environ))
-    recorder.sweep(record, place, _datasets(loaded))
+    recorder.sweep(record, place, datasets(loaded))
     return record
 
 
@@ -116,7 +116,7 @@ def _splits(loaded: Loaded) -> dict[str, Examples]:
     }
 
 
-def _datasets(loaded: Loaded) -> list[dict[str, Any]]:
+def datasets(loaded: Loaded) -> list[dict[str, Any]]:
     """What MLflow shows as dataset inputs; its own digests read only the first rows."""
     return [
         {

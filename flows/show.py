@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from audit.note import criterion_text, determinism_notes
+from audit.note import criterion_text, determinism_notes, site_text
 from audit.store import Store
 from flows.progress import Reporter, reporting
 
@@ -81,6 +81,11 @@ def print_sweep(result: Mapping[str, Any], store: Store) -> None:
         f"{seconds['overhead_share']:.0%}"
     )
     _say(f"run {result['run_id']} · decision {decision['digest'][:16]}")
+    _where(result, store)
+
+
+def _where(result: Mapping[str, Any], store: Store) -> None:
+    """The run's page in the MLflow UI."""
     page = f"experiments/{result['experiment_id']}/runs/{result['run_id']}"
     server = "http://127.0.0.1:5000" if store.embedded else store.shown_uri.rstrip("/")
     if store.embedded:
@@ -156,6 +161,33 @@ def _notes(result: Mapping[str, Any]) -> None:
         _say(f"note: {note}")
     if len(notes) > 12:
         _say(f"note: and {len(notes) - 12} more; see certificate.csv of the cells")
+
+
+def print_sensitivity(found: Mapping[str, Any], store: Store) -> None:
+    """Every site, the most costly first."""
+    _say(
+        f"{found['scheme']}: output error {found['output_error']:.3g} of the output's power "
+        f"(its sites add up to {found['sum_of_errors']:.3g}), {found['metric']} loss "
+        f"{found['metric_loss']:+.4f}{_interval(found, 'metric_loss')} on {found['examples']} "
+        f"calibration examples of {found['task']}"
+    )
+    _table(
+        ["rank", "site", "treated as", "error alone", "gone without it",
+         f"{found['metric']} loss alone"],
+        [[f"{row['rank']} ({row['rank_low']}-{row['rank_high']})", site_text(row), row["spec"],
+          f"{row['output_error']:.3g}", f"{row['error_gained_back']:.0%}",
+          f"{row['metric_loss']:+.4f}{_interval(row, 'metric_loss')}"]
+         for row in found["sites"]],
+    )  # fmt: skip
+    if not found["reused_passes"]:
+        _say("note: this model's code could not be taken up half way; every pass was run whole")
+    _say(f"intervals hold 90 %; run {found['run_id']}: sensitivity.png, sensitivity.csv")
+    _where(found, store)
+
+
+def _interval(found: Mapping[str, Any], name: str) -> str:
+    low, high = found[f"{name}_low"], found[f"{name}_high"]
+    return "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
 
 
 def print_cell(found: Mapping[str, Any]) -> None:

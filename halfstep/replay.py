@@ -224,18 +224,27 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 class Branches(nn.Module):
     """A model that, asked once, also answers as each of several variants would.
 
-    It stands in the model's place in an evaluation; what it returns is the base's answer. The
-    variants' answers to every call are kept, with their squared distance to the base's.
+    It stands in the model's place in an evaluation; what it returns is the base's answer. All
+    answers are kept, with their squared distance to a target's.
     """
 
-    def __init__(self, model: nn.Module, base: Treatment, variants: Sequence[Treatment]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Treatment,
+        variants: Sequence[Treatment],
+        target: Sequence[Any] | None = None,
+    ) -> None:
+        """``target``: answers to the same calls in the same order; the base's own by default."""
         super().__init__()
         self._model = (model,)  # in a tuple, so that it is no submodule: its names stay its own
         self._base = base
         self._variants = variants
+        self._target = target
+        self.base_answers: list[Any] = []
         self.answers: list[list[Any]] = [[] for _ in variants]
         """By variant, what the model returned at each call."""
-        self._errors: list[list[Tensor]] = [[] for _ in variants]
+        self._distances: list[list[Tensor]] = [[] for _ in (base, *variants)]
         self._signal: list[Tensor] = []
         self.repeatable = True
         """False where passes could not be taken up in the middle and were run from the start."""
@@ -245,12 +254,15 @@ class Branches(nn.Module):
         tape = Tape(model, self._base)
         with tape.following(model):
             returned = self._recorded(tape, args, kwargs)
-            base = answer(returned).double()
-            for i, variant in enumerate(self._variants):
-                found = self._resumed(tape, variant, args, kwargs)
-                self.answers[i].append(found)
-                self._errors[i].append(_row_squares(answer(found).double() - base))
-        self._signal.append(_row_squares(base))
+            given = [self._resumed(tape, variant, args, kwargs) for variant in self._variants]
+        target = returned if self._target is None else self._target[len(self.base_answers)]
+        wanted = answer(target).double()
+        for kept, found in zip(self._distances, (returned, *given), strict=True):
+            kept.append(_row_squares(answer(found).double() - wanted))
+        self._signal.append(_row_squares(wanted))
+        self.base_answers.append(returned)
+        for answers, found in zip(self.answers, given, strict=True):
+            answers.append(found)
         return returned
 
     def _recorded(self, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,17 +295,17 @@ class Branches(nn.Module):
     ) -> bool:
         """At the first call: whether the record, run again from its middle, gives the very same
         answer."""
-        if self._signal or not self._variants:
+        if self.base_answers or not self._variants:
             return True
         again = tape.resume(self._base, args, kwargs, at=tape.calls // 2)
         return torch.equal(answer(again), answer(returned))
 
     @property
     def errors(self) -> Tensor:
-        """float64 ``[variants, rows]``: squared distance of each row's answer to the base's, over
-        the mean squared answer of the base."""
+        """float64 ``[1 + variants, rows]``: squared distance of each row's answer to the target's,
+        over the mean squared answer there; the base first."""
         signal = torch.cat(self._signal).mean()
-        return torch.stack([torch.cat(parts) for parts in self._errors]) / signal
+        return torch.stack([torch.cat(parts) for parts in self._distances]) / signal
 
 
 def _row_squares(x: Tensor) -> Tensor:

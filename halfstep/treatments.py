@@ -95,6 +95,24 @@ class Treatments:
         known = frozenset(site.name for site in self._sites.activations)
         return Treatment(parameters, activations, weights, known, tuple(notes))
 
+    def unquantized(self, scheme: Scheme) -> Treatment:
+        """The scheme's rewrites and divisors, with every site at full precision."""
+        rewrite = self._rewrite(_rewrites(scheme))
+        activations = {
+            site.name: self._activation(site, None, _rewrites(scheme))
+            for site in self._sites.activations
+            if site.name in rewrite.divisors
+        }
+        known = frozenset(site.name for site in self._sites.activations)
+        return Treatment(self._spread(rewrite.parameters), activations, {}, known)
+
+    def corrected_bias(self, scheme: Scheme, site: WeightSite) -> list[str]:
+        """The name of the bias that bias correction changes for a weight, if it does."""
+        if not any(isinstance(c, BiasCorrection) for c in scheme.corrections):
+            return []
+        found = self._bias_of(site.name)
+        return [found[0]] if found and found[0] in self.for_scheme(scheme).parameters else []
+
     def certificates(self, scheme: Scheme) -> tuple[Certificate, ...]:
         """Every weight's and activation's certificate, weights first, in order of sites.
 

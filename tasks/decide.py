@@ -113,7 +113,7 @@ def distance(task: Task, done: Evaluated) -> float:
     it failed."""
     metric = task.evaluator.metrics[task.evaluator.closeness]
     found = done.record.metrics.get(metric.name)
-    return float("inf") if found is None else metric.loss(found, 0.0)
+    return float("inf") if found is None else float(metric.loss(found, 0.0))
 
 
 def conclude(

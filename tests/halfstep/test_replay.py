@@ -181,7 +181,8 @@ def test_errors_are_relative_squared_distances():
     for i, parts in enumerate(branches.answers):
         distance = (torch.cat(parts).double() - answers).square().sum(1)
         wanted = distance / answers.square().sum(1).mean()
-        torch.testing.assert_close(branches.errors[i], wanted)
+        torch.testing.assert_close(branches.errors[1 + i], wanted)
+    assert not branches.errors[0].any()
 
 
 def test_answers_come_again_in_order():
