@@ -192,3 +192,43 @@ def site_text(row: Mapping[str, Any]) -> str:
     """A site with its side, and whether the model begins or ends there."""
     mark = f" ({row['end']})" if row["end"] else ""
     return f"{row['site']} {row['side']}{mark}"
+
+
+def mixed_note(found: Mapping[str, Any]) -> str:
+    """The search for mixed schemes: what was predicted, what was measured, against uniform ones."""
+    lines = [
+        f"Formats chosen site by site on {found['examples']} calibration examples of "
+        f"{found['task']}. Output error: mean squared distance to full precision's outputs, over "
+        "their power.",
+        "",
+        f"| scheme | weight bytes | output error | {found['metric']} loss | predicted |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in found["found"]:
+        measured = one["measured"]
+        lines.append(
+            f"| **{one['scheme']}** | {one['weight_bytes']:,} | {measured['output_error']:.4g} | "
+            f"{measured['metric_loss']:+.4f} | {one['predicted']:.4g} ({one['predicted_of']}) |"
+        )
+    lines += [
+        f"| {one['scheme']} | {one['weight_bytes']:,} | {one['output_error']:.4g} | "
+        f"{one['metric_loss']:+.4f} | |"
+        for one in found["uniform"]
+    ]
+    for one in found["found"]:
+        spread: dict[str, list[str]] = {}
+        for choice in one["choices"]:
+            text = f"{choice['chosen']} {choice['side']}"
+            spread.setdefault(text, []).append(", ".join(choice["sites"]))
+        lines += ["", f"**{one['scheme']}**" + _repair_text(one), ""]
+        lines += [f"- {choice}: {'; '.join(sites)}" for choice, sites in spread.items()]
+    return "\n".join(lines)
+
+
+def _repair_text(found: Mapping[str, Any]) -> str:
+    if not found["kept"]:
+        return ": the budget could not be kept by any choice that was measured"
+    if not found["steps"]:
+        return ""
+    before = found["measured_first"]["output_error"]
+    return f": repaired in {len(found['steps'])} measured step(s), from an error of {before:.4g}"

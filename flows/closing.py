@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit import encode, spool
-from audit.note import calibration_note, cell_note, sweep_note
+from audit.note import calibration_note, cell_note, mixed_note, sensitivity_note, sweep_note
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from audit.trail import Trail
 
 Cells = Sequence[tuple[Scheme, Evaluations]]
+STAGE_NOTES = {"mixed": mixed_note, "sensitivity": sensitivity_note}
 
 
 def close(
@@ -31,6 +32,7 @@ def close(
     decision: Decision,
     references: Mapping[str, Evaluations],
     calibration: Record | None,
+    extra: Sequence[Record],
     cells: Cells,
     confirmed: Evaluations,
     parent: Record,
@@ -41,7 +43,7 @@ def close(
     """Commits the decision, closes every run, and leaves the result where a rerun finds it."""
     decided = decision_json(loaded, decision, cells, confirmed)
     result = result_json(
-        loaded, decision, decided, references, cells, confirmed, calibration, folder
+        loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
     with clock.overhead("report"):
         files = _files(loaded, decision, decided, result, cells, folder, parent)
@@ -82,7 +84,7 @@ def _files(
     """The decision's artifacts."""
     from audit.report import plots, report_html, table
 
-    scheme, shown = _detailed(loaded, decision, cells)
+    scheme, shown = shown_cell(loaded, decision, cells)
     certificates = table(shown.folder, "certificate.csv")
     figures = plots(result, certificates, scheme.name)
     environ = folder.place("sweep", parent.key) / spool.FILES / "environment.json"
@@ -103,7 +105,7 @@ def _files(
     }
 
 
-def _detailed(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme, Evaluated]:
+def shown_cell(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme, Evaluated]:
     """The cell that the report shows site by site: the chosen one, else the closest."""
     task = loaded.plan.tasks[0]
     if decision.chosen is not None:
@@ -176,6 +178,8 @@ def _fill_run_ids(result: dict[str, Any], run_ids: Mapping[str, str], parent_key
         reference["run_id"] = run_ids[reference["key"]]
     calibration = result["calibration"]
     calibration["run_id"] = run_ids.get(calibration["key"])
+    for stage in result["stages"].values():
+        stage["run_id"] = run_ids[stage["key"]]
 
 
 def _close_runs(
@@ -198,6 +202,8 @@ def _close_runs(
     if calibration is not None:
         note = calibration_note(result["calibration"])
         trail.end(run_ids[calibration.key], {}, note, record.ended, True)
+    for kind, stage in result["stages"].items():
+        trail.end(run_ids[stage["key"]], {}, STAGE_NOTES[kind](stage), record.ended, True)
     trail.add(parent_id, record, place)
     decision, note = result["decision"], sweep_note(result)
     tags = {

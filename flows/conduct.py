@@ -11,7 +11,7 @@ from audit import environment, spool
 from audit.recorder import Recorder
 from audit.store import Store, SweepFolder
 from flows.clock import Clock
-from flows.closing import close
+from flows.closing import close, shown_cell
 from flows.opening import open_sweep
 from flows.progress import reporter
 from halfstep.scheme import Scheme
@@ -103,9 +103,17 @@ def _sweep(
             for task in names
         }
 
+    schemes, extra = list(plan.schemes), []
+    if plan.mixed is not None:
+        report.say("mixed precision: measuring every choice")
+        with clock.work("mixed"):
+            found, record, place = steps.mix(loaded, calibrated.treatments, folder)
+        recorder.child(record, place)
+        extra.append(record)
+        schemes += [scheme for scheme in found if scheme not in schemes]
     cells: list[tuple[Scheme, dict[str, Evaluated]]] = []
-    for number, scheme in enumerate(plan.schemes, 1):
-        report.say(f"{number}/{len(plan.schemes)} {scheme.name}")
+    for number, scheme in enumerate(schemes, 1):
+        report.say(f"{number}/{len(schemes)} {scheme.name}")
         cells.append((scheme, run(scheme, "selection", "cells")))
     report.say("judging")
     with clock.work("decide"):
@@ -116,6 +124,15 @@ def _sweep(
         confirmed = run(chosen, "confirmation", "confirm")
     with clock.work("decide"):
         decision = steps.conclude(loaded, judgements, chosen, references["confirmation"], confirmed)
+    if plan.sensitivity is not None:
+        scheme, _ = shown_cell(loaded, decision, cells)
+        report.say(f"sensitivity of {scheme.name}")
+        with clock.work("sensitivity"):
+            record, place = steps.probe(
+                loaded, calibrated.treatments, scheme, plan.sensitivity, folder
+            )
+        recorder.child(record, place)
+        extra.append(record)
     report.say("recording")
     result: dict[str, Any] = steps.record(
         close,
@@ -123,6 +140,7 @@ def _sweep(
         decision,
         references,
         calibrated.record,
+        extra,
         cells,
         confirmed,
         parent,
@@ -145,9 +163,9 @@ def passes_of(plan: Plan, data: Data) -> dict[str, int]:
         for split in ("selection", "confirmation")
     }
     return {
-        "calibration": calibration_passes(plan.schemes) * len(data.calibration),
+        "calibration": calibration_passes(plan.treated) * len(data.calibration),
         "reference": 2 * rows["selection"] + rows["confirmation"],
-        "cells": len(plan.schemes) * rows["selection"],
+        "cells": plan.cells // len(plan.tasks) * rows["selection"],
         "confirmation": rows["confirmation"],
     }
 

@@ -22,6 +22,7 @@ from evaluators.criterion import (
 )
 from flows import parse
 from flows.matrix import read_overrides, schemes
+from flows.stages import read_mixed, read_sensitivity
 from halfstep.errors import UserError, allowed
 from halfstep.formats import FORMATS
 from halfstep.scheme import Scheme, Spec, skipping
@@ -30,7 +31,8 @@ from sources.tabular import Tabular
 from sources.transforms import Language
 from tasks.plan import EVALUATIONS, SPLITS, Compute, Named, Plan, SplitSpec, Task
 
-KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "evaluation", "compute")
+KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "evaluation", "sensitivity",
+        "mixed_precision", "compute")  # fmt: skip
 FEWEST_CALIBRATION_SAMPLES = 16
 """Below this a range says more about the luck of the draw than about the data."""
 TASK_NAME = re.compile(r"[\w .-]+", re.ASCII)
@@ -60,6 +62,9 @@ def read_plan(path: Path) -> Plan:
         parse.whole(getattr(compute, key), f"compute.{key}", 1)
     subject = _source(SUBJECTS, parse.required(config, "subject", f"config {path}"), "subject")
     tasks = _tasks(parse.required(config, "tasks", f"config {path}"), subject)
+    mixed = read_mixed(
+        config.get("mixed_precision"), tasks[0].evaluated_by, (*overrides, *skipping(skip))
+    )
     return Plan(
         name=name,
         taken_from=subject,
@@ -73,7 +78,9 @@ def read_plan(path: Path) -> Plan:
         evaluation=parse.one_of(
             config.get("evaluation", "full"), EVALUATIONS, "evaluation", "way to evaluate"
         ),
-        plugins=_plugins(subject, tasks, kept),
+        mixed=mixed,
+        sensitivity=read_sensitivity(config.get("sensitivity")),
+        plugins=_plugins(subject, tasks, (*kept, *(mixed.uniform if mixed else ()))),
     )
 
 

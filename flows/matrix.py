@@ -42,17 +42,17 @@ def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[
         UserError: an unknown name, an impossible or empty combination, an empty matrix.
     """
     matrix = parse.mapping(value, "matrix", [*SIDES, "corrections", "include", "exclude"])
-    axes = {
+    named = {
         f"{side}.{axis}": values
         for side in SIDES
-        for axis, values in _axes(matrix.get(side, {}), side).items()
+        for axis, values in axes(matrix.get(side, {}), side, "matrix").items()
     }
-    axes["corrections"] = _names(matrix.get("corrections", ["none"]), "matrix.corrections")
-    for text in axes["corrections"]:
-        _corrections(text)
-    points = [dict(zip(axes, combo, strict=True)) for combo in itertools.product(*axes.values())]
+    named["corrections"] = _names(matrix.get("corrections", ["none"]), "matrix.corrections")
+    for text in named["corrections"]:
+        _corrections(text, "matrix.corrections")
+    points = [dict(zip(named, combo, strict=True)) for combo in itertools.product(*named.values())]
     for i, rule in enumerate(_rules(matrix, "exclude")):
-        points = _exclude(points, rule, f"matrix.exclude[{i}]", list(axes))
+        points = _exclude(points, rule, f"matrix.exclude[{i}]", list(named))
     for i, rule in enumerate(_rules(matrix, "include")):
         points.append(_include(rule, f"matrix.include[{i}]"))
     if not points:
@@ -64,10 +64,13 @@ def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[
     return kept, len(made) - len(kept)
 
 
-def _axes(value: object, side: str) -> dict[str, list[str]]:
-    given = parse.mapping(value, f"matrix.{side}", AXES)
+def axes(value: object, side: str, where: str) -> dict[str, list[str]]:
+    """The names that each axis of a side lists, defaults where it lists none."""
+    given = parse.mapping(value, f"{where}.{side}", AXES)
     defaults = _DEFAULTS[side]
-    return {axis: _names(given.get(axis, defaults[axis]), f"matrix.{side}.{axis}") for axis in AXES}
+    return {
+        axis: _names(given.get(axis, defaults[axis]), f"{where}.{side}.{axis}") for axis in AXES
+    }
 
 
 def _names(value: object, where: str) -> list[str]:
@@ -102,33 +105,36 @@ def _include(rule: object, where: str) -> Point:
 
 
 def _scheme(point: Point, overrides: tuple[Override, ...]) -> Scheme:
-    weights = _spec(_side(point, "weights"), "weights", "matrix.weights")
-    activations = _spec(_side(point, "activations"), "activations", "matrix.activations")
+    weights = spec_of(_side(point, "weights"), "weights", "matrix.weights")
+    activations = spec_of(_side(point, "activations"), "activations", "matrix.activations")
     if weights is None and activations is None:
         raise UserError(
             "matrix: weights 'none' with activations 'none' quantizes nothing; exclude it with "
             "exclude: [{weights.format: none, activations.format: none}]"
         )
-    corrections = _corrections(point["corrections"])
-    _check_corrections(point["corrections"], corrections, weights, activations)
+    corrections = checked_corrections(
+        point["corrections"], weights, activations, "matrix.corrections"
+    )
     return Scheme(weights, activations, corrections, overrides)
 
 
-def _corrections(text: str) -> tuple[Correction, ...]:
+def _corrections(text: str, where: str) -> tuple[Correction, ...]:
     try:
         return parse_corrections(text)
     except UserError as error:
-        raise UserError(f"matrix.corrections: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
-def _check_corrections(
-    text: str,
-    corrections: tuple[Correction, ...],
-    weights: Spec | None,
-    activations: Spec | None,
-) -> None:
-    """Refuses corrections that could do nothing, or something else than they are known for."""
-    where = f"matrix.corrections: {text!r}"
+def checked_corrections(
+    text: str, weights: Spec | None, activations: Spec | None, where: str
+) -> tuple[Correction, ...]:
+    """The corrections that a text names.
+
+    Raises:
+        UserError: they could do nothing, or something else than they are known for.
+    """
+    corrections = _corrections(text, where)
+    where = f"{where}: {text!r}"
     exclude = "exclude: [{{corrections: {!r}, {}: none}}]"
     if corrections and weights is None:
         way = exclude.format(text, "weights.format")
@@ -140,13 +146,14 @@ def _check_corrections(
                 f"{activations.format.name} use smoothquant, or exclude the pair with exclude: "
                 f"[{{corrections: {text!r}, activations.format: {activations.format.name}}}]"
             )
+    return corrections
 
 
 def _side(point: Point, side: str) -> Point:
     return {axis: point[f"{side}.{axis}"] for axis in AXES}
 
 
-def _spec(point: Point, side: str, where: str) -> Spec | None:
+def spec_of(point: Point, side: str, where: str) -> Spec | None:
     """A spec from ``format``, ``granularity`` and ``calibrator``."""
     name = point["format"]
     if name == FULL_PRECISION:
@@ -204,7 +211,7 @@ def _side_override(value: object, side: str, where: str) -> Spec | None:
     given = parse.mapping(value, where, AXES)
     parse.required(given, "format", where)
     point = {axis: given.get(axis, _DEFAULTS[side][axis][0]) for axis in AXES}
-    return _spec(
+    return spec_of(
         {axis: parse.typed_value(str, v, f"{where}.{axis}") for axis, v in point.items()},
         side,
         where,

@@ -24,6 +24,7 @@ def result_json(
     cells: Sequence[tuple[Scheme, Evaluations]],
     confirmed: Evaluations,
     calibration: Record | None,
+    extra: Sequence[Record],
     folder: SweepFolder,
 ) -> dict[str, Any]:
     """Everything but run ids and seconds, which are known last."""
@@ -66,6 +67,9 @@ def result_json(
             }
             for scheme, _ in cells
         ],
+        "stages": {
+            record.kind: {"key": record.key, "run_id": None, **record.detail} for record in extra
+        },
         "cells": [
             cell_json(scheme, task, done, verdicts[scheme.name, task])
             for scheme, by_task in cells

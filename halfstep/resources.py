@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from halfstep.scheme import Scheme, Spec
-from halfstep.sites import Sites
+from halfstep.sites import Operation, Sites
 from halfstep.weights import packed_bits, packed_bytes
 
 FULL_BITS = 32
@@ -64,15 +64,20 @@ def bit_operations(sites: Sites, scheme: Scheme | None) -> int:
         activations = {s.name: scheme.activation_spec(s, sites) for s in sites.activations}
     total = sum(other.macs for other in sites.elsewhere) * FULL_BITS**2
     for operation in sites.operations:
-        inputs = [_bits(activations.get(name)) for name in operation.activations]
-        if operation.weight is not None:
-            factor = _bits(weights.get(operation.weight)) * max(inputs, default=FULL_BITS)
-        elif len(inputs) == 4:  # attention: query by key, and probabilities by value, half each
-            factor = (inputs[0] * inputs[1] + inputs[2] * inputs[3]) // 2
-        else:
-            factor = math.prod(inputs)
-        total += operation.macs * factor
+        entering = [activations.get(name) for name in operation.activations]
+        weight = weights.get(operation.weight) if operation.weight else None
+        total += operation.macs * factor(operation, weight, entering)
     return total
+
+
+def factor(operation: Operation, weight: Spec | None, entering: Sequence[Spec | None]) -> int:
+    """Bits by bits of one multiply-accumulate of an operation."""
+    inputs = [_bits(spec) for spec in entering]
+    if operation.weight is not None:
+        return _bits(weight) * max(inputs, default=FULL_BITS)
+    if len(inputs) == 4:  # attention: query by key, and probabilities by value, half each
+        return (inputs[0] * inputs[1] + inputs[2] * inputs[3]) // 2
+    return math.prod(inputs)
 
 
 def _bits(spec: Spec | None) -> int:

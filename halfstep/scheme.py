@@ -124,9 +124,13 @@ class Scheme:
     corrections: tuple[Correction, ...] = ()
     """In the order in which they are applied."""
     overrides: tuple[Override, ...] = ()
+    label: str = ""
+    """What a scheme is called whose overrides make it what it is, instead of after its specs."""
 
     @property
     def name(self) -> str:
+        if self.label:
+            return self.label
         plain = f"W {self.weights or 'fp32'} · A {self.activations or 'fp32'}"
         return " · ".join([plain, *filter(None, [" + ".join(map(str, self.corrections))])])
 
@@ -169,6 +173,7 @@ class Scheme:
             "activations": self.activations.to_json() if self.activations else None,
             "corrections": [correction.to_json() for correction in self.corrections],
             "overrides": [override.to_json() for override in self.overrides],
+            **({"label": self.label} if self.label else {}),
         }
 
 

@@ -40,7 +40,7 @@ class Calibrated:
 def calibrated_sites(loaded: Loaded) -> list[ActivationSite]:
     """The activation sites whose range some scheme of the matrix fixes by calibration."""
     specs = {
-        site.name: [scheme.activation_spec(site, loaded.sites) for scheme in loaded.plan.schemes]
+        site.name: [scheme.activation_spec(site, loaded.sites) for scheme in loaded.plan.treated]
         for site in loaded.sites.activations
     }
     return [
@@ -60,7 +60,7 @@ def run_calibration(
     """
     started = time.time()
     sites = calibrated_sites(loaded)
-    positions = needs_positions(loaded.plan.schemes)
+    positions = needs_positions(loaded.plan.treated)
     names = [site.name for site in sites]
     key = loaded.key(kind="calibration", sites=names, positions=positions)
     folder = sweep.place("calibration", key)

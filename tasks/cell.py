@@ -165,6 +165,8 @@ def _params(scheme: Scheme) -> dict[str, str]:
     params = {}
     for side, spec in (("weights", scheme.weights), ("activations", scheme.activations)):
         described = spec.to_json() if spec else {"format": "fp32"}
+        if scheme.label and spec is not None:
+            described = dict.fromkeys(described, "mixed")
         params |= {f"{side}.{axis}": value for axis, value in described.items()}
     params["corrections"] = " + ".join(map(str, scheme.corrections)) or "none"
     params["overrides"] = "; ".join(map(str, scheme.overrides)) or "none"

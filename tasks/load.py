@@ -21,6 +21,7 @@ from halfstep.fold import Folding, fold_batch_norm
 from halfstep.sites import Sites, discover, matches
 from halfstep.subject import Subject, check_weights
 from sources import Context
+from tasks.choices import check_budgets
 from tasks.data import Data, TaskData, read_data
 from tasks.plan import Compute, Plan, Task
 
@@ -74,6 +75,8 @@ class Loaded:
         return self.key(
             kind="sweep",
             schemes=[scheme.to_json() for scheme in self.plan.schemes],
+            mixed=self.plan.mixed.to_json() if self.plan.mixed else None,
+            sensitivity=self.plan.sensitivity,
             objective=self.plan.objective,
         )
 
@@ -217,7 +220,7 @@ def prepare(
                 )
     if not sites.names:
         raise UserError("no site to quantize: the model multiplies nothing that halfstep knows")
-    for scheme in plan.schemes:
+    for scheme in plan.treated:
         quantized = [scheme.weight_spec(w, sites) for w in sites.weights]
         quantized += [scheme.activation_spec(a, sites) for a in sites.activations]
         if not any(quantized):
@@ -225,6 +228,8 @@ def prepare(
                 f"no site is left to quantize under {scheme.name!r}: every one is skipped, "
                 "overridden or of the other side"
             )
+    if plan.mixed is not None:
+        check_budgets(folding.model, sites, plan.mixed)
     return folding, sites, places(folding.model, sites, folding.folded)
 
 

@@ -35,6 +35,8 @@ TASKS = Steps(
     ),
     calibrate=_wrapped("calibrate", PLAIN.calibrate, lambda p: "calibrate"),
     cell=_wrapped("cell", PLAIN.cell, lambda p: f"{p['scheme'].name} · {p['task']} · {p['split']}"),
+    mix=_wrapped("mixed precision", PLAIN.mix, lambda p: "mixed precision"),
+    probe=_wrapped("sensitivity", PLAIN.probe, lambda p: f"sensitivity · {p['scheme'].name}"),
     select=_wrapped("select", PLAIN.select, lambda p: "select"),
     conclude=_wrapped("decide", PLAIN.conclude, lambda p: "decide"),
     record=_wrapped("record", PLAIN.record, lambda p: "record"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.criterion import Criterion
+from evaluators.criterion import RESOURCES, Criterion
 from evaluators.evaluator import Evaluator
-from halfstep.scheme import Override, Scheme
+from halfstep.corrections import Correction
+from halfstep.scheme import Override, Scheme, Spec
 from sources import DataSource, SubjectSource
 
 SPLITS = ("calibration", "selection", "confirmation")
@@ -99,6 +100,60 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a mixed scheme may cost: a resource, as a share of the reference's, or a loss of the
+    first task's metric."""
+
+    name: str
+    limit: float
+
+    @property
+    def of_resource(self) -> bool:
+        return self.name in RESOURCES
+
+    @property
+    def label(self) -> str:
+        return f"mixed {self.name} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The choices from which mixed-precision schemes are put together, one scheme a budget."""
+
+    weights: tuple[Spec | None, ...]
+    activations: tuple[Spec | None, ...]
+    corrections: tuple[Correction, ...]
+    budgets: tuple[Budget, ...]
+    examples: int
+    """Calibration examples that choices are measured on."""
+    overrides: tuple[Override, ...] = ()
+
+    @property
+    def uniform(self) -> tuple[Scheme, ...]:
+        """Each choice of a weight with the first of the activations, then the other activations
+        with the first weight: together they hold every choice."""
+        pairs = [(w, self.activations[0]) for w in self.weights]
+        pairs += [(self.weights[0], a) for a in self.activations[1:]]
+        return tuple(
+            Scheme(w, a, self.corrections if w else (), self.overrides)
+            for w, a in pairs
+            if w is not None or a is not None
+        )
+
+    def to_json(self) -> dict[str, object]:
+        def named(specs: tuple[Spec | None, ...]) -> list[object]:
+            return [spec.to_json() if spec else {"format": "none"} for spec in specs]
+
+        return {
+            "weights": named(self.weights),
+            "activations": named(self.activations),
+            "corrections": [correction.to_json() for correction in self.corrections],
+            "budgets": [{budget.name: budget.limit} for budget in self.budgets],
+            "examples": self.examples,
+        }
+
+
+@dataclass(frozen=True)
 class Plan:
     """One sweep."""
 
@@ -117,6 +172,10 @@ class Plan:
     compute: Compute
     evaluation: str = "full"
     """One of `EVALUATIONS`."""
+    mixed: Mixed | None = None
+    """Schemes to be found; None for none."""
+    sensitivity: int | None = None
+    """Examples on which the chosen scheme is analysed site by site; None where it is not."""
     plugins: tuple[str, ...] = ()
     """Other packages whose code takes part, each with its version and the digest of its code."""
 
@@ -127,7 +186,14 @@ class Plan:
     @property
     def cells(self) -> int:
         """How many cells there are to judge."""
-        return len(self.schemes) * len(self.tasks)
+        found = len(self.mixed.budgets) if self.mixed else 0
+        return (len(self.schemes) + found) * len(self.tasks)
+
+    @property
+    def treated(self) -> tuple[Scheme, ...]:
+        """The matrix, and what mixed schemes are put together from: all that has to be calibrated
+        for."""
+        return self.schemes + (self.mixed.uniform if self.mixed else ())
 
     def stops_early(self, task: Task) -> bool:
         """True where cells need not see all of a task's selection split."""
@@ -156,5 +222,7 @@ class Plan:
             "objective": self.objective,
             "compute": asdict(self.compute),
             "evaluation": self.evaluation,
+            "mixed_precision": self.mixed.to_json() if self.mixed else None,
+            "sensitivity": {"examples": self.sensitivity} if self.sensitivity else None,
             "plugins": list(self.plugins),
         }

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from audit.spool import Record
 from halfstep.scheme import Scheme
 from tasks.calibrate import Calibrated, run_calibration
 from tasks.cell import run_cell
 from tasks.decide import Decision, Judgements, conclude, select
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded, load
+from tasks.mixed import run_mixed
 from tasks.reference import measure_reference
+from tasks.sensitivity import run_sensitivity
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,9 @@ class Steps:
     load: Callable[..., Loaded]
     reference: Callable[..., Evaluated]
     calibrate: Callable[..., Calibrated]
+    mix: Callable[..., tuple[list[Scheme], Record, Path]]
     cell: Callable[..., Evaluated]
+    probe: Callable[..., tuple[Record, Path]]
     select: Callable[..., tuple[Judgements, Scheme | None]]
     conclude: Callable[..., Decision]
     record: Callable[..., Any]
@@ -32,4 +38,14 @@ def _record(closing: Callable[..., Any], *arguments: Any) -> Any:
     return closing(*arguments)
 
 
-PLAIN = Steps(load, measure_reference, run_calibration, run_cell, select, conclude, _record)
+PLAIN = Steps(
+    load,
+    measure_reference,
+    run_calibration,
+    run_mixed,
+    run_cell,
+    run_sensitivity,
+    select,
+    conclude,
+    _record,
+)
