@@ -16,7 +16,7 @@ def sweep_note(result: Mapping[str, Any]) -> str:
     lines = [
         f"# {MARKS[decision['verdict']]}: {decision['cell'] or 'no cell may be deployed'}",
         "",
-        decision["summary"] + ".",
+        decision["summary"] + f". Holds until {decision['issued']['expires']}.",
         "",
         "**Criteria** (declared before the first cell ran)",
         "",
@@ -58,8 +58,8 @@ def sweep_note(result: Mapping[str, Any]) -> str:
         f"| decision | `{decision['digest'][:16]}` |",
         f"| sweep | `{result['sweep_id']}` |",
         "",
-        "The report is `report.html` under Artifacts; the record is `decision.json`; the cells are "
-        "the child runs.",
+        "The report is `report.html` under Artifacts; the record is `decision.md`, and "
+        "`decision.json` for machines; the cells are the child runs.",
     ]
     return "\n".join(lines)
 
@@ -101,6 +101,9 @@ def determinism_notes(result: Mapping[str, Any]) -> list[str]:
 def cell_note(cell: Mapping[str, Any]) -> str:
     """A child run: its verdict with the reasons."""
     lines = [f"# {MARKS[cell['verdict']]}", "", *[f"- {reason}" for reason in cell["reasons"]], ""]
+    if cell["stopped"]:
+        stop = cell["stopped"]
+        lines += [f"Stopped at {stop['examples']:,} of {stop['of']:,} examples: {stop['why']}.", ""]
     certificate, coverage = cell["certificate"], cell["coverage"]
     if certificate:
         lines.append(

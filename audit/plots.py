@@ -49,6 +49,39 @@ def quality_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> 
     return _png(figure, axes)
 
 
+DOMINATED = "#D0D0D0"
+
+
+def error_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> bytes:
+    """Each cell's distance to the reference against its weight bytes. Cells that another beats in
+    both are grey; the line is the front of the others."""
+    points = [
+        (c["weight_bytes"] / 1024, c["distance"], c)
+        for c in result["cells"]
+        if c["task"] == task["name"] and c["distance"] is not None
+    ]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for verdict, (colour, shape) in STYLES.items():
+        for behind in (True, False):
+            own = [p for p in points if p[2]["verdict"] == verdict and p[2]["dominated"] == behind]
+            if own:
+                axes.scatter(
+                    [x for x, _, _ in own], [y for _, y, _ in own], marker=shape, s=55,
+                    c=DOMINATED if behind else colour, edgecolors="white", zorder=3 - 2 * behind,
+                    label=f"{verdict}, dominated" if behind else verdict,
+                )  # fmt: skip
+    front = sorted((p for p in points if not p[2]["dominated"]), key=lambda p: p[0])
+    axes.plot([x for x, _, _ in front], [y for _, y, _ in front], color="black", lw=1, zorder=2)
+    if front and min(y for _, y, _ in front) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("weights (KiB, scales and zero points included)")
+    axes.set_ylabel(f"distance to the reference ({task['closeness']})")
+    axes.set_title(f"{task['name']}: error against size, and the Pareto front", fontsize=10)
+    axes.legend(fontsize=8)
+    return _png(figure, axes)
+
+
 def sqnr_by_site(certificates: Sequence[Mapping[str, str]], cell: str) -> bytes:
     """Signal over quantization noise at each site of one cell."""
     rows = [row for row in certificates if row["sqnr_db"] not in ("", None)]

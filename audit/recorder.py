@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ class Recorder:
         self.experiment_id = ""
         self.cpu_seconds = 0.0
         """What recording cost this process, whichever thread it ran beside."""
+        self._previous: dict[str, str] | None = None
         self._submit(lambda: self._open(store, experiment, sweep_id))
 
     def sweep(self, record: Record, folder: Path, splits: Sequence[Mapping[str, Any]]) -> None:
@@ -56,6 +58,14 @@ class Recorder:
     def call(self, act: Callable[[Trail, str, Mapping[str, str]], None]) -> None:
         """Something on the trail that needs the parent's run id and those of the records so far."""
         self._submit(lambda: act(self._opened, self._parent, self.run_ids))
+
+    @property
+    def previous(self) -> dict[str, str] | None:
+        """The experiment's decision before this sweep; None where there is none, or where the
+        tracking store cannot be asked (`wait` says why)."""
+        with contextlib.suppress(Exception):
+            self._futures[0].result()
+        return self._previous
 
     def wait(self) -> None:
         """Returns when everything is recorded.
@@ -90,6 +100,7 @@ class Recorder:
 
         self._trail = Trail(store, experiment, sweep_id)
         self.experiment_id = self._trail.experiment_id
+        self._previous = self._trail.latest_decision()
 
     def _submit(self, act: Callable[[], None]) -> None:
         def timed() -> None:

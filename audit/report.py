@@ -11,8 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from audit.note import MARKS, criterion_text, named, reference_text
-from audit.plots import error_against_bound, quality_against_size, sqnr_by_site
+from audit.note import MARKS, criterion_text, named, reference_text, site_text
+from audit.plots import (
+    error_against_bound,
+    error_against_size,
+    quality_against_size,
+    sensitivity_by_site,
+    sqnr_by_site,
+)
 
 
 def read_csv(data: bytes) -> list[dict[str, str]]:
@@ -27,6 +33,12 @@ def plots(
         _figure(task["name"], result): quality_against_size(result, task)
         for task in result["tasks"]
     }
+    figures |= {
+        f"pareto-{_figure(task['name'], result)}": error_against_size(result, task)
+        for task in result["tasks"]
+    }
+    if "sensitivity" in result["stages"]:
+        figures["sensitivity"] = sensitivity_by_site(result["stages"]["sensitivity"])
     if certificates:
         figures["sqnr_by_site"] = sqnr_by_site(certificates, cell)
         figures["error_against_bound"] = error_against_bound(certificates, cell)
@@ -66,6 +78,7 @@ def report_html(
         figure=lambda task: _figure(task, result),
         named=named,
         reference_text=reference_text,
+        site_text=site_text,
     )
 
 

@@ -122,6 +122,21 @@ class Trail:
     def experiment_id(self) -> str:
         return self._experiment_id
 
+    def latest_decision(self) -> dict[str, str] | None:
+        """The newest decision in the experiment that is not this sweep's own."""
+        finished = search_all(
+            self._client,
+            [self._experiment_id],
+            f"tags.`{PREFIX}kind` = 'sweep' AND attributes.status = 'FINISHED'",
+            ["attributes.end_time DESC"],
+        )
+        for run in finished:
+            tags = run.data.tags
+            if tags[PREFIX + "sweep_id"] != self._sweep_id and PREFIX + "decision_digest" in tags:
+                names = ("sweep_id", "decision_digest", "verdict", "cell")
+                return {"run_id": run.info.run_id, **{n: tags[PREFIX + n] for n in names}}
+        return None
+
     def run(self, record: Record, folder: Path, parent: str | None = None) -> str:
         """The run of a record: made if it is not there, complete in either case. Returns its id."""
         key = f"{record.kind}:{record.key}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit import encode, spool
+from audit.decision import decision_markdown, schema_bytes
 from audit.note import calibration_note, cell_note, mixed_note, sensitivity_note, sweep_note
 from audit.recorder import Recorder
 from audit.spool import Record
@@ -16,7 +18,8 @@ from audit.store import SweepFolder
 from flows.clock import Clock
 from flows.result import result_json
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, Evaluations, decision_json, distance
+from tasks.decide import Decision, Evaluations, distance
+from tasks.decision_record import decision_json, issued
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
@@ -45,8 +48,10 @@ def close(
     result = result_json(
         loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
+    record_of = decided | _issued(loaded, recorder)
+    result["decision"]["issued"] = record_of["issued"]
     with clock.overhead("report"):
-        files = _files(loaded, decision, decided, result, cells, folder, parent)
+        files = _files(loaded, decision, record_of, result, cells, folder, parent)
     with clock.overhead("record"):
         record, place = _commit(loaded, decided, result, files, folder)
         recorder.wait()
@@ -99,10 +104,18 @@ def _files(
     )
     return {
         "decision.json": encode.json_bytes(decided),
+        "decision.md": decision_markdown(decided, result).encode(),
+        "decision.schema.json": schema_bytes(),
         "report.html": page.encode(),
         "cells.csv": encode.csv_bytes(_rows(result)),
         **{f"plots/{name}.png": data for name, data in figures.items()},
     }
+
+
+def _issued(loaded: Loaded, recorder: Recorder) -> dict[str, Any]:
+    now = datetime.now(UTC).replace(microsecond=0)
+    until = now + timedelta(days=loaded.plan.expires_after_days)
+    return issued(now.isoformat(), until.date().isoformat(), recorder.previous)
 
 
 def shown_cell(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme, Evaluated]:
@@ -126,6 +139,9 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             "metric": headlines[cell["task"]],
             "value": cell["metrics"].get(headlines[cell["task"]]),
             "weight_bytes": cell["weight_bytes"],
+            "bit_operations": cell["resources"].get("bit_operations"),
+            "dominated": cell["dominated"],
+            "examples": cell["stopped"]["examples"] if cell["stopped"] else None,
             "reasons": "; ".join(cell["reasons"]),
         }
         for cell in result["cells"]
@@ -209,6 +225,7 @@ def _close_runs(
     tags = {
         "verdict": decision["verdict"],
         "cell": decision["cell"] or "none",
+        "expires": decision["issued"]["expires"],
         "decision_digest": decision["digest"],
     }
     trail.describe(note)

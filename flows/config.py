@@ -32,7 +32,7 @@ from sources.transforms import Language
 from tasks.plan import EVALUATIONS, SPLITS, Compute, Named, Plan, SplitSpec, Task
 
 KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "evaluation", "sensitivity",
-        "mixed_precision", "compute")  # fmt: skip
+        "mixed_precision", "decision", "compute")  # fmt: skip
 FEWEST_CALIBRATION_SAMPLES = 16
 """Below this a range says more about the luck of the draw than about the data."""
 TASK_NAME = re.compile(r"[\w .-]+", re.ASCII)
@@ -79,9 +79,16 @@ def read_plan(path: Path) -> Plan:
             config.get("evaluation", "full"), EVALUATIONS, "evaluation", "way to evaluate"
         ),
         mixed=mixed,
+        expires_after_days=_expiry(config.get("decision", {})),
         sensitivity=read_sensitivity(config.get("sensitivity")),
         plugins=_plugins(subject, tasks, (*kept, *(mixed.uniform if mixed else ()))),
     )
+
+
+def _expiry(value: object) -> int:
+    given = parse.mapping(value, "decision", ["expires_after_days"])
+    days = given.get("expires_after_days", Plan.expires_after_days)
+    return parse.whole(days, "decision.expires_after_days", 1)
 
 
 def _source(kinds: Mapping[str, Any], value: object, where: str) -> Named:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audit.spool import Record
 from audit.store import SweepFolder
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, Evaluations
-from tasks.evaluated import Evaluated
+from tasks.decide import Decision, Evaluations, distance, dominated
+from tasks.evaluated import Evaluated, finite
 from tasks.load import Loaded
 
 NOT_CALIBRATED = {"key": None, "representativeness": None, "unsettled": {}, "notes": []}
@@ -31,6 +32,7 @@ def result_json(
     plan = loaded.plan
     tasks = [_task_json(loaded, task.name, references) for task in plan.tasks]
     verdicts = {(cell["name"], cell["task"]): cell for cell in decided["cells"]}
+    behind = _dominated(loaded, cells)
     details = [done.record.detail for done in references["selection"].values()]
     return {
         "sweep_id": folder.sweep_id,
@@ -72,6 +74,10 @@ def result_json(
         },
         "cells": [
             cell_json(scheme, task, done, verdicts[scheme.name, task])
+            | {
+                "distance": finite({"": distance(loaded.task(task), done)}).get(""),
+                "dominated": behind[scheme.name, task],
+            }
             for scheme, by_task in cells
             for task, done in by_task.items()
         ],
@@ -81,11 +87,39 @@ def result_json(
             if decision.chosen is not None
         ],
         "decision": {
-            key: decided[key] for key in ("verdict", "cell", "summary", "tasks", "limits", "digest")
+            key: decided[key]
+            for key in (
+                "verdict",
+                "cell",
+                "summary",
+                "tasks",
+                "margins_left",
+                "alternatives",
+                "assumptions",
+                "limits",
+                "expires_after_days",
+                "digest",
+            )
         }
         | {"criteria": [c for task in decided["tasks"] for c in task["criteria"]]},
         "seconds": {},
     }
+
+
+def _dominated(
+    loaded: Loaded, cells: Sequence[tuple[Scheme, Evaluations]]
+) -> dict[tuple[str, str], bool]:
+    """For each cell whether another of its task is as small and as close to the reference."""
+    found = {}
+    for task in loaded.plan.tasks:
+        own = [(scheme.name, by_task[task.name]) for scheme, by_task in cells]
+        points = [
+            (done.resources.get(loaded.plan.objective, math.inf), distance(task, done))
+            for _, done in own
+        ]
+        for (name, _), behind in zip(own, dominated(points), strict=True):
+            found[name, task.name] = behind
+    return found
 
 
 def _task_json(loaded: Loaded, name: str, references: Mapping[str, Evaluations]) -> dict[str, Any]:
@@ -95,6 +129,7 @@ def _task_json(loaded: Loaded, name: str, references: Mapping[str, Evaluations])
         "name": name,
         "evaluator": task.evaluated_by.name,
         "headline": task.evaluator.headline,
+        "closeness": task.evaluator.closeness,
         "protocol_digest": loaded.task_protocols[name],
         "splits": {
             split: {"examples": len(examples), "sha256": examples.digest}

@@ -16,18 +16,10 @@ from evaluators.acceptance import (
     overall,
 )
 from evaluators.stopping import EARLY_SHARE
-from halfstep.digest import digest_json
 from halfstep.scheme import Scheme
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
-from tasks.plan import Task
-
-LIMITS = (
-    "Simulated numerics: values are rounded as the format rounds them; a deployed kernel may order "
-    "its sums differently.",
-    "A verdict holds for data like the selection and confirmation splits, and for nothing else.",
-    "Residual adds, norms, activation functions and biases stay at full precision.",
-)
+from tasks.plan import Plan, Task
 
 Evaluations = Mapping[str, Evaluated]
 """One scheme's cells, by task."""
@@ -94,26 +86,34 @@ def select(
         for scheme, done in cells
         if overall([j[scheme.name].verdict for j in judgements.values()]) == ACCEPT
     ]
-    task = loaded.plan.tasks[0]
-
-    def price(cell: tuple[Scheme, Evaluations]) -> tuple[float, float, float]:
-        done = cell[1][task.name]
-        return (
-            done.resources[loaded.plan.objective],
-            done.resources["bit_operations"],
-            distance(task, done),
-        )
-
-    cheapest = min(accepted, key=price, default=None)
+    cheapest = min(accepted, key=lambda cell: price(loaded.plan, cell[1]), default=None)
     return judgements, cheapest[0] if cheapest else None
 
 
+def price(plan: Plan, done: Evaluations) -> tuple[float, float, float]:
+    """What accepted schemes are chosen by, the smallest first: the objective, bit-operations, and
+    the distance to the reference on the first task."""
+    first = plan.tasks[0]
+    own = done[first.name]
+    return (
+        own.resources[plan.objective],
+        own.resources["bit_operations"],
+        distance(first, own),
+    )
+
+
+def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether another point is at least as small in both and smaller in one: not on the front."""
+    return [any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points) for p in points]
+
+
 def distance(task: Task, done: Evaluated) -> float:
-    """How far a cell is from the reference by the evaluator's own measure of that; infinite where
-    it failed."""
+    """How far a cell is from the reference by the evaluator's own measure of that, 0 where it does
+    the same; infinite where it failed."""
     metric = task.evaluator.metrics[task.evaluator.closeness]
     found = done.record.metrics.get(metric.name)
-    return float("inf") if found is None else float(metric.loss(found, 0.0))
+    best = 1.0 if metric.higher_is_better else 0.0
+    return float("inf") if found is None else float(metric.loss(found, best))
 
 
 def conclude(
@@ -133,52 +133,6 @@ def conclude(
     judged = _judge(loaded, references, [(chosen, confirmed)], early=False)
     found = {task: judgements[chosen.name] for task, judgements in judged.items()}
     return Decision(overall([j.verdict for j in found.values()]), chosen, selection, found)
-
-
-def decision_json(
-    loaded: Loaded,
-    decision: Decision,
-    cells: Sequence[tuple[Scheme, Evaluations]],
-    confirmed: Evaluations,
-) -> dict[str, object]:
-    """The decision record: free of times and run ids, so that equal evidence gives equal bytes."""
-    body: dict[str, object] = {
-        "schema": "halfstep-decision/2",
-        "verdict": decision.verdict,
-        "cell": decision.cell,
-        "summary": decision.summary,
-        "candidate": decision.chosen.to_json() if decision.chosen else None,
-        "subject_digest": loaded.subject.digest,
-        "protocol_digest": loaded.protocol_digest,
-        "objective": loaded.plan.objective,
-        "tasks": [
-            {"name": task.name, "criteria": [criterion.to_json() for criterion in task.criteria]}
-            for task in loaded.plan.tasks
-        ],
-        "confirmation": [
-            {
-                "task": task,
-                "key": confirmed[task].record.key,
-                "outcomes_digest": confirmed[task].record.detail.get("outcomes_digest"),
-                **judgement.to_json(),
-            }
-            for task, judgement in decision.confirmation.items()
-        ],
-        "cells": [
-            {
-                "name": scheme.name,
-                "task": task,
-                "key": done.record.key,
-                "status": done.record.status,
-                "outcomes_digest": done.record.detail.get("outcomes_digest"),
-                **decision.selection[task][scheme.name].to_json(),
-            }
-            for scheme, by_task in cells
-            for task, done in by_task.items()
-        ],
-        "limits": list(LIMITS),
-    }
-    return body | {"digest": digest_json(body)}
 
 
 def _judge(

@@ -176,6 +176,8 @@ class Plan:
     """Schemes to be found; None for none."""
     sensitivity: int | None = None
     """Examples on which the chosen scheme is analysed site by site; None where it is not."""
+    expires_after_days: int = 365
+    """How long a decision holds without another look."""
     plugins: tuple[str, ...] = ()
     """Other packages whose code takes part, each with its version and the digest of its code."""
 
@@ -224,5 +226,6 @@ class Plan:
             "evaluation": self.evaluation,
             "mixed_precision": self.mixed.to_json() if self.mixed else None,
             "sensitivity": {"examples": self.sensitivity} if self.sensitivity else None,
+            "decision": {"expires_after_days": self.expires_after_days},
             "plugins": list(self.plugins),
         }
