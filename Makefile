@@ -1,4 +1,6 @@
-# make sweep | test | ui | bench | bench-numerics | bench-memory: each installs what it needs, once.
+# make sweep | test | ui: each installs what it needs, once.
+# make bench | bench-numerics | bench-memory | bench-acceptance | bench-early | bench-sensitivity |
+#      bench-mixed: what the documentation's figures come from.
 # make sweep CONFIG=configs/minilm.yaml EXTRAS=minilm: what a config needs beyond the base.
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +14,8 @@ comma := ,
 # The stamp of the base, or of the base with some extras.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: sweep test ui bench bench-numerics bench-memory venv dev format clean
+.PHONY: sweep test ui bench bench-numerics bench-memory bench-acceptance bench-early \
+        bench-sensitivity bench-mixed venv dev format clean
 
 sweep: venv
 	$(BIN)/halfstep sweep $(CONFIG) --store $(STORE)
@@ -35,6 +38,18 @@ bench-numerics: venv
 
 bench-memory: venv
 	$(BIN)/python -m benchmarks.memory
+
+bench-acceptance: venv
+	$(BIN)/python -m benchmarks.acceptance
+
+bench-early: venv
+	$(BIN)/python -m benchmarks.early_stopping
+
+bench-sensitivity: venv
+	$(BIN)/python -m benchmarks.sensitivity
+
+bench-mixed: venv
+	$(BIN)/python -m benchmarks.mixed_precision
 
 venv: $(STAMP)
 dev: $(VENV)/.installed-dev

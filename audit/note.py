@@ -16,7 +16,7 @@ def sweep_note(result: Mapping[str, Any]) -> str:
     lines = [
         f"# {MARKS[decision['verdict']]}: {decision['cell'] or 'no cell may be deployed'}",
         "",
-        decision["summary"] + f". Holds until {decision['issued']['expires']}.",
+        decision["summary"] + f". Holds until {result['issued']['expires']}.",
         "",
         "**Criteria** (declared before the first cell ran)",
         "",

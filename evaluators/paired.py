@@ -130,22 +130,25 @@ class Bounded:
     ) -> list[Evidence]:
         if design.clusters is not None:
             return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
-        return [self._one(cell, reference, contrast, confidence) for cell in cells]
-
-    def _one(
-        self, cell: Statistic, reference: Statistic, contrast: Contrast, confidence: float
-    ) -> Evidence:
-        losses = _losses(cell, reference, contrast)
-        if losses is None:
-            return undecided("no example counts in both")
-        worse, better = bounded_means(
-            np.stack([losses.values, -losses.values]), np.array([losses.most, losses.most_gain])
-        )
-        p_accept = worse.p_at_least(losses.limit)
-        p_reject = better.p_at_least(-losses.limit)
-        needed = _scaled(p_accept, p_reject, len(reference))
-        bound = losses.as_loss(worse.upper(confidence), contrast)
-        return Evidence(bound, p_accept, p_reject, needed)
+        every = [_losses(cell, reference, contrast) for cell in cells]
+        sizes = {len(losses.values) for losses in every if losses is not None}
+        found: dict[int, Evidence] = {}
+        for size in sizes:  # one, but where cells differ in what they could not score
+            own = [(i, x) for i, x in enumerate(every) if x is not None and len(x.values) == size]
+            samples = [side for _, x in own for side in (x.values, -x.values)]
+            limits = [side for _, x in own for side in (x.most, x.most_gain)]
+            drawn = bounded_means(np.stack(samples), np.array(limits))
+            for place, (i, losses) in enumerate(own):
+                worse, better = drawn[2 * place : 2 * place + 2]
+                p_accept = worse.p_at_least(losses.limit)
+                p_reject = better.p_at_least(-losses.limit)
+                found[i] = Evidence(
+                    losses.as_loss(worse.upper(confidence), contrast),
+                    p_accept,
+                    p_reject,
+                    _scaled(p_accept, p_reject, len(reference)),
+                )
+        return [found.get(i) or undecided("no example counts in both") for i in range(len(cells))]
 
     def capital(
         self,
@@ -167,13 +170,23 @@ class Binary(Bounded):
     """Hits and misses, good or bad as the metric says: Tango's score test for a difference, Nam and
     Blackwelder's for a ratio, the exact binomial one for a floor or ceiling."""
 
-    def _one(
-        self, cell: Statistic, reference: Statistic, contrast: Contrast, confidence: float
-    ) -> Evidence:
-        pairs = Pairs.of(cell, reference)
-        if pairs.n == 0:
-            return undecided("no example counts in both")
-        return _matched(pairs, contrast, confidence, len(reference))
+    def evidence(
+        self,
+        cells: Sequence[Statistic],
+        reference: Statistic,
+        design: Design,
+        contrast: Contrast,
+        confidence: float,
+    ) -> list[Evidence]:
+        if design.clusters is not None:
+            return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
+        every = [Pairs.of(cell, reference) for cell in cells]
+        return [
+            _matched(pairs, contrast, confidence, len(reference))
+            if pairs.n
+            else undecided("no example counts in both")
+            for pairs in every
+        ]
 
 
 @dataclass(frozen=True)

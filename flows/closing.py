@@ -49,11 +49,14 @@ def close(
         loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
     record_of = decided | _issued(loaded, recorder)
-    result["decision"]["issued"] = record_of["issued"]
+    result["issued"] = record_of["issued"]
     with clock.overhead("report"):
         files = _files(loaded, decision, record_of, result, cells, folder, parent)
     with clock.overhead("record"):
         record, place = _commit(loaded, decided, result, files, folder)
+        # An interrupted sweep may have issued it before.
+        kept = json.loads((place / spool.FILES / "decision.json").read_bytes())
+        result["issued"] = kept["issued"]
         recorder.wait()
         result["experiment_id"] = recorder.experiment_id
         _fill_run_ids(result, recorder.run_ids, parent.key)
@@ -225,7 +228,7 @@ def _close_runs(
     tags = {
         "verdict": decision["verdict"],
         "cell": decision["cell"] or "none",
-        "expires": decision["issued"]["expires"],
+        "expires": result["issued"]["expires"],
         "decision_digest": decision["digest"],
     }
     trail.describe(note)

@@ -14,6 +14,7 @@ import torch
 from audit.registry import fetch
 from audit.store import Store
 from evaluators.acceptance import ruled_out
+from evaluators.criterion import RESOURCES
 from evaluators.power import Outlook, outlook, smallest_part
 from flows.conduct import passes_of
 from flows.opening import sites_json
@@ -23,11 +24,11 @@ from halfstep.examples import Examples
 from halfstep.resources import (
     bit_operations,
     bits_per_weight,
-    reference_bytes,
     weight_bytes,
 )
 from halfstep.sites import Sites
 from sources import Context
+from tasks.choices import reference_of
 from tasks.data import read_data
 from tasks.load import prepare, set_up
 from tasks.plan import Plan, Task
@@ -50,10 +51,19 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
             found.splits["selection"].inputs.sample(plan.compute.batch_size)
             for found in data.tasks.values()
         ]
+        base = {name: reference_of(folding.model, sites, name) for name in RESOURCES}
+        family = {"selection": _family(plan, folding.model, sites, base),
+                  "confirmation": len(plan.tasks)}  # fmt: skip
+        outlooks = {
+            task.name: [
+                {"split": split, **found.to_json()}
+                for split, cells in family.items()
+                for found in _outlooks(task, data.tasks[task.name].splits[split], cells)
+            ]
+            for task in plan.tasks
+        }
     per_row = sum(_seconds(folding.model, b) for b in batches) / sum(map(size, batches))
-    reference = reference_bytes(folding.model)
-    base = {"weight_bytes": reference, "bit_operations": bit_operations(sites, None)}
-    family = _family(plan, folding.model, sites, base)
+    reference = base["weight_bytes"]
     return {
         "name": plan.name,
         "subject": plan.to_json()["subject"],
@@ -64,11 +74,7 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
                 "evaluator": task.evaluated_by.name,
                 "splits": {n: len(e) for n, e in data.tasks[task.name].splits.items()},
                 "criteria": [criterion.to_json() for criterion in task.criteria],
-                "outlook": [
-                    {"split": split, **found.to_json()}
-                    for split, cells in (("selection", family), ("confirmation", len(plan.tasks)))
-                    for found in _outlooks(task, data.tasks[task.name].splits[split], cells)
-                ],
+                "outlook": outlooks[task.name],
             }
             for task in plan.tasks
         ],

@@ -135,8 +135,10 @@ def test_the_parent_holds_the_evidence(done, runs, tmp_path):
     names = artifacts(client, result["run_id"])
     assert names == sorted(
         ["cells.csv", "config/config.yaml", "config/plan.json", "config/protocol.json",
-         "coverage.csv", "decision.json", "environment.json", "report.html", "subject.json",
-         "sweep.json", "plots/size.png", "plots/sqnr_by_site.png", "plots/error_against_bound.png"]
+         "coverage.csv", "decision.json", "decision.md", "decision.schema.json",
+             "environment.json", "report.html", "subject.json", "sweep.json",
+             "plots/size.png", "plots/pareto-size.png", "plots/sqnr_by_site.png",
+             "plots/error_against_bound.png"]
     )  # fmt: skip
     assert download(client, result["run_id"], "config/config.yaml", tmp_path) == path.read_bytes()
     decision = json.loads(download(client, result["run_id"], "decision.json", tmp_path))
@@ -179,7 +181,7 @@ def test_the_report_is_one_file_without_network_and_escapes(done, runs, tmp_path
     assert result["decision"]["cell"] in page
     assert page.index("ACCEPT: ") < page.index("Criteria")
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
 
 
 def test_markup_in_a_name_is_escaped_in_the_report(tiny, store):
