@@ -3,7 +3,7 @@ habits.
 
     make bench-acceptance            (or: python -m benchmarks.acceptance [share of the sweeps])
 
-Each sweep has six cells and 500 examples. First all cells lose exactly the margin, so every
+Each sweep has six cells. First all cells lose exactly the margin, so every
 acceptance is false: the table gives the share of sweeps with at least one, which may not pass 5 %.
 Then all cells are as good as the reference: the share of cells accepted is the power. "point" is
 "the observed loss is below the margin"; "p > 0.05" is "a paired test finds no significant
@@ -27,10 +27,8 @@ from evaluators.metric import CLUSTER, SCORED, Metric, Outcomes, Sums
 from evaluators.statistics import f1, mean, one_hot
 from evaluators.stopping import EARLY_SHARE, EXAMPLE, Stop, Watch, looks
 
-EXAMPLES, CELLS = 500, 6
+CELLS = 6
 Columns = dict[str, np.ndarray]
-Draw = Callable[[np.random.Generator, float], tuple[Columns, Columns]]
-"""From a generator and the true loss to columns of the reference and of a cell."""
 
 
 @dataclass(frozen=True)
@@ -40,66 +38,69 @@ class Scenario:
     name: str
     metric: Metric
     margin: float
-    draw: Callable[[np.random.Generator], Columns]
+    examples: int
+    draw: Callable[[np.random.Generator, int], Columns]
+    """A reference of so many examples."""
     change: Callable[[np.random.Generator, Columns, float], Columns]
     """From the reference and the true loss to a cell."""
     sweeps: int
 
 
-def hits(generator: np.random.Generator) -> Columns:
-    return {"x": (generator.random(EXAMPLES) < 0.85).astype(float)}
+def hits(generator: np.random.Generator, n: int) -> Columns:
+    return {"x": (generator.random(n) < 0.85).astype(float)}
 
 
 def flipped(generator: np.random.Generator, reference: Columns, loss: float) -> Columns:
     """2 % of answers turn, in the two directions so that the loss comes out."""
     x = reference["x"]
     lose, gain = (0.02 + loss) / 2 / 0.85, (0.02 - loss) / 2 / 0.15
-    turned = generator.random(EXAMPLES) < np.where(x > 0, lose, gain)
+    turned = generator.random(len(x)) < np.where(x > 0, lose, gain)
     return {"x": np.where(turned, 1 - x, x)}
 
 
-def graded(generator: np.random.Generator) -> Columns:
-    return {"x": generator.beta(4, 1.5, EXAMPLES)}
+def graded(generator: np.random.Generator, n: int) -> Columns:
+    return {"x": generator.beta(4, 1.5, n)}
 
 
 def dropped(generator: np.random.Generator, reference: Columns, loss: float) -> Columns:
     """Most queries stay as they are, a few lose all: the hard case for a bootstrap."""
     x = reference["x"]
     share = loss / float(4 / 5.5)
-    noise = generator.normal(0, 0.01, EXAMPLES) * (generator.random(EXAMPLES) < 0.3)
-    lost = generator.random(EXAMPLES) < share
+    noise = generator.normal(0, 0.01, len(x)) * (generator.random(len(x)) < 0.3)
+    lost = generator.random(len(x)) < share
     return {"x": np.clip(np.where(lost, 0.0, x + noise), 0, 1)}
 
 
-def losses(generator: np.random.Generator) -> Columns:
-    return {"x": generator.lognormal(-1.5, 1.0, EXAMPLES)}
+def losses(generator: np.random.Generator, n: int) -> Columns:
+    return {"x": generator.lognormal(-1.5, 1.0, n)}
 
 
 def raised(generator: np.random.Generator, reference: Columns, loss: float) -> Columns:
     """A skewed change of every example's loss."""
-    change = generator.gamma(0.5, 2.0, EXAMPLES) - 1.0
+    change = generator.gamma(0.5, 2.0, len(reference["x"])) - 1.0
     return {"x": reference["x"] + 0.15 * change + loss}
 
 
-def classes(generator: np.random.Generator) -> Columns:
-    label = generator.integers(4, size=EXAMPLES)
-    wrong = (label + generator.integers(1, 4, size=EXAMPLES)) % 4
-    right = generator.random(EXAMPLES) < 0.85
+def classes(generator: np.random.Generator, n: int) -> Columns:
+    label = generator.integers(4, size=n)
+    wrong = (label + generator.integers(1, 4, size=n)) % 4
+    right = generator.random(n) < 0.85
     return {"label": label, "prediction": np.where(right, label, wrong)}
 
 
 def confused(generator: np.random.Generator, reference: Columns, loss: float) -> Columns:
     """As `flipped`; errors fall on all classes alike, so macro-F1 loses what accuracy does."""
     label, before = reference["label"], reference["prediction"]
+    n = len(label)
     right = before == label
     lose, gain = (0.04 + loss) / 2 / 0.85, (0.04 - loss) / 2 / 0.15
-    turned = generator.random(EXAMPLES) < np.where(right, lose, gain)
-    wrong = (label + generator.integers(1, 4, size=EXAMPLES)) % 4
+    turned = generator.random(n) < np.where(right, lose, gain)
+    wrong = (label + generator.integers(1, 4, size=n)) % 4
     return {"label": label, "prediction": np.where(turned, np.where(right, wrong, label), before)}
 
 
-def documents(generator: np.random.Generator) -> Columns:
-    return hits(generator) | {CLUSTER: np.arange(EXAMPLES) // 5}
+def documents(generator: np.random.Generator, n: int) -> Columns:
+    return hits(generator, n) | {CLUSTER: np.arange(n) // 5}
 
 
 def documents_changed(generator: np.random.Generator, reference: Columns, loss: float) -> Columns:
@@ -120,18 +121,21 @@ def value(cell: Outcomes, _: Outcomes) -> Sums:
 
 
 SCENARIOS = (
-    Scenario("binary", Metric("x", True, value, paired.binary), 0.02, hits, flipped, 4000),
-    Scenario("bounded", Metric("x", True, value, paired.bounded), 0.02, graded, dropped, 1000),
-    Scenario("unbounded", Metric("x", False, value, paired.bootstrap), 0.03, losses, raised, 1000),
-    Scenario("aggregate", Metric("x", True, macro_f1, paired.bootstrap), 0.03, classes, confused,
+    Scenario("binary", Metric("x", True, value, paired.binary), 0.01, 500, hits, flipped, 2000),
+    Scenario("binary", Metric("x", True, value, paired.binary), 0.01, 4000, hits, flipped, 1000),
+    Scenario("bounded", Metric("x", True, value, paired.bounded), 0.02, 500, graded, dropped, 1000),
+    Scenario("unbounded", Metric("x", False, value, paired.bootstrap), 0.02, 500, losses, raised,
              1000),
-    Scenario("clustered", Metric("x", True, value, paired.bounded), 0.01, documents,
+    Scenario("aggregate", Metric("x", True, macro_f1, paired.bootstrap), 0.02, 500, classes,
+             confused, 1000),
+    Scenario("clustered", Metric("x", True, value, paired.bounded), 0.01, 500, documents,
              documents_changed, 1000),
 )  # fmt: skip
 
 
 def table(columns: Columns) -> Outcomes:
-    return Outcomes({**columns, SCORED: np.ones(EXAMPLES, bool)})
+    size = len(next(iter(columns.values())))
+    return Outcomes({**columns, SCORED: np.ones(size, bool)})
 
 
 def verdicts(
@@ -159,7 +163,7 @@ def watched(
 ) -> tuple[Outcomes, Stop | None]:
     watch = Watch([criterion(scenario)], {"x": scenario.metric}, reference, CELLS)
     seen = np.zeros(0, dtype=np.int64)
-    parts = looks(EXAMPLES, reference.clusters)
+    parts = looks(len(reference), reference.clusters, 32)
     for part in parts[:-1]:
         seen = np.sort(np.r_[seen, part])
         some = cell.take(seen).beside({EXAMPLE: seen})
@@ -189,7 +193,7 @@ def simulate(scenario: Scenario, loss: float, sweeps: int) -> dict[str, np.ndarr
         g: [] for g in ("ours", "early", "point", "p > 0.05", "seen", "same")
     }
     for _ in range(sweeps):
-        columns = scenario.draw(generator)
+        columns = scenario.draw(generator, scenario.examples)
         reference = table(columns)
         cells = [table(scenario.change(generator, columns, loss)) for _ in range(CELLS)]
         full = verdicts(scenario, reference, cells, None)
@@ -201,18 +205,18 @@ def simulate(scenario: Scenario, loss: float, sweeps: int) -> dict[str, np.ndarr
         gates["early"].append([v == ACCEPT for v in early])
         gates["point"].append([x < scenario.margin for x in observed])
         gates["p > 0.05"].append([insignificant(scenario, reference, c) for c in cells])
-        gates["seen"].append([len(c) / EXAMPLES for c, _ in looked])
+        gates["seen"].append([len(c) / scenario.examples for c, _ in looked])
         gates["same"].append([a == b for a, b in zip(full, early, strict=True)])
     return {name: np.array(rows, dtype=float) for name, rows in gates.items()}
 
 
 def main(share: float) -> None:
     print(
-        f"{CELLS} cells, {EXAMPLES} examples, level 5 % for a sweep; share of sweeps with a false "
-        "acceptance | share of good cells accepted"
+        f"{CELLS} cells, level 5 % for a sweep; share of sweeps with a false acceptance | share of "
+        "good cells accepted"
     )
-    print("| outcomes | margin | sweeps | ours | ours, early | point | p > 0.05 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| outcomes | examples | margin | sweeps | ours | ours, early | point | p > 0.05 |")
+    print("|---|---|---|---|---|---|---|---|")
     for scenario in SCENARIOS:
         before, sweeps = time.perf_counter(), max(1, round(scenario.sweeps * share))
         null = simulate(scenario, scenario.margin, sweeps)
@@ -221,8 +225,8 @@ def main(share: float) -> None:
             f"{null[g].any(axis=1).mean():.1%} \\| {good[g].mean():.1%}"
             for g in ("ours", "early", "point", "p > 0.05")
         ]
-        print(f"| {scenario.name} | {scenario.margin:g} | {sweeps:,} | {' | '.join(row)} |",
-              flush=True)  # fmt: skip
+        named = [scenario.name, f"{scenario.examples:,}", f"{scenario.margin:g}", f"{sweeps:,}"]
+        print(f"| {' | '.join([*named, *row])} |", flush=True)
         print(
             f"{scenario.name}: {time.perf_counter() - before:.0f} s; early: "
             f"{good['seen'].mean():.0%} of examples seen of good cells, {null['seen'].mean():.0%} "

@@ -104,3 +104,22 @@ def test_fashion_mnist_on_files_of_its_format(request, tmp_path, store):
     assert len(result["cells"]) == 24
     assert result["reference"]["selection"]["metrics"]["accuracy"] > 0.8
     assert all(c["certificate"]["holds"] for c in result["cells"])
+
+
+def test_a_mixture_beats_the_uniform_schemes_on_digits(request, tmp_path, store):
+    """Smaller than any uniform scheme that is accepted, and closer than the one of its size; cells
+    whose verdict is plain stop early."""
+    result = shipped(request, tmp_path, store, "digits-mixed")
+    cells = {c["name"]: c for c in result["cells"]}
+    chosen = cells[result["decision"]["cell"]]
+    uniform = [c for c in result["cells"] if c["name"].startswith("W ")]
+    accepted = [c["weight_bytes"] for c in uniform if c["verdict"] == "accept"]
+    assert chosen["scheme"]["label"] == "mixed weight_bytes 0.11"
+    assert chosen["weight_bytes"] < 0.9 * min(accepted)
+    int3 = next(c for c in uniform if c["scheme"]["weights"]["format"] == "int3")
+    same_size = cells["mixed weight_bytes 0.102"]
+    assert same_size["weight_bytes"] <= int3["weight_bytes"]
+    assert same_size["metrics"]["kl_mean"] < 0.7 * int3["metrics"]["kl_mean"]
+    int2 = next(c for c in uniform if c["scheme"]["weights"]["format"] == "int2")
+    assert int2["verdict"] == "reject"
+    assert int2["stopped"]["examples"] <= 128
