@@ -37,7 +37,7 @@ def decision_markdown(decided: Mapping[str, Any], result: Mapping[str, Any]) -> 
         *[f"- {named(t['name'], several)}{criterion_text(c)}"
           for t in decided["tasks"] for c in t["criteria"]],
         "",
-        *[f"- {reference_text(task, several)}" for task in result["tasks"]],
+        *[f"{reference_text(task, several)}." for task in result["tasks"]],
         "",
         "## Margins left, on the confirmation split",
         "",
@@ -83,10 +83,13 @@ def _chosen(decided: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     lines = [f"{cell['name']}: the cheapest accepted cell by {decided['objective']}."]
     for name, value in cell["resources"].items():
         lines.append(f"- {name}: {value:,.0f}, {value / base[name]:.3f} of full precision's")
+    for side in ("weights", "activations"):
+        spec = cell["scheme"][side]
+        lines.append(f"- {side}: {' '.join(spec.values()) if spec else 'full precision'}")
     for override in cell["scheme"]["overrides"]:
         sides = {k: v["format"] for k, v in override.items() if k in ("weights", "activations")}
         where = ", ".join([*override["names"], *override["kinds"], *override["positions"]])
-        lines.append(f"- {where}: " + ", ".join(f"{k} {v}" for k, v in sides.items()))
+        lines.append(f"- but {where}: " + ", ".join(f"{k} {v}" for k, v in sides.items()))
     return [lines[0], "", *lines[1:]]
 
 

@@ -70,7 +70,9 @@ def sweep(
 @app.command()
 def sensitivity(
     config: Config,
-    cell: Annotated[str, typer.Option(help="Name of a cell; by default the first.")] = "",
+    cell: Annotated[
+        str, typer.Option(help="Name of a cell, or a part of one; by default the first.")
+    ] = "",
     examples: Annotated[int, typer.Option(help="Calibration examples to probe on.", min=8)] = 128,
     store: StoreOption = DEFAULT_STORE,
     as_json: Json = False,

@@ -49,7 +49,8 @@ def _record(loaded: Loaded, folder: SweepFolder) -> Record:
             "evaluator": ", ".join(dict.fromkeys(task.evaluated_by.name for task in plan.tasks)),
             "tasks": ", ".join(task.name for task in plan.tasks),
             "objective": plan.objective,
-            "cells": str(len(plan.schemes)),
+            "cells": str(plan.cells),
+            "evaluation": plan.evaluation,
             "threads": str(plan.compute.threads),
             "batch_size": str(plan.compute.batch_size),
             **{

@@ -67,9 +67,13 @@ def sensitivity(plan: Plan, store: Store, cell: str, examples: int) -> dict[str,
 
 
 def _chosen(plan: Plan, cell: str) -> Scheme:
-    if not cell:
-        return plan.schemes[0]
+    """The cell of that name, or the only one whose name holds it."""
     names = [scheme.name for scheme in plan.schemes]
-    if cell not in names:
+    found = [cell] if cell in names else [name for name in names if cell in name]
+    if not cell:
+        found = names[:1]
+    if not found:
         raise UserError(f"--cell: no cell of the matrix is called {cell!r}; {allowed(cell, names)}")
-    return plan.schemes[names.index(cell)]
+    if len(found) > 1:
+        raise UserError(f"--cell: {cell!r} is part of {len(found)} names: {', '.join(found[:6])} …")
+    return plan.schemes[names.index(found[0])]

@@ -33,6 +33,9 @@ async def recorded():
 
 def small(config):
     config["matrix"] = {"weights": {"format": ["int8", "int2"]}, "activations": {"format": "int8"}}
+    config["mixed_precision"] = {"weights": {"format": ["int8", "int4"]}, "examples": 16,
+                                 "budgets": [{"weight_bytes": 0.25}]}  # fmt: skip
+    config["sensitivity"] = {"examples": 16}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -46,7 +49,7 @@ def test_the_flow_gives_the_same_decision_and_reads_well(server, tiny, store, tm
     assert result["decision"] == plain["decision"]
     flows, tasks, artifacts = asyncio.run(recorded())
     for _ in range(60):
-        if len(tasks) >= 9:
+        if len(tasks) >= 12:
             break
         asyncio.run(asyncio.sleep(0.5))
         flows, tasks, artifacts = asyncio.run(recorded())
@@ -56,6 +59,8 @@ def test_the_flow_gives_the_same_decision_and_reads_well(server, tiny, store, tm
         "reference · digits · selection",
         "reference · digits · confirmation",
         "calibrate",
+        "mixed precision",
+        f"sensitivity · {result['decision']['cell']}",
         *[f"{c['name']} · digits · selection" for c in result["cells"]],
         f"{result['decision']['cell']} · digits · confirmation",
         "select",
