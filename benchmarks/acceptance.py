@@ -1,7 +1,8 @@
 """How often synthetic sweeps accept what they should not, and what they should: ours beside two
 habits.
 
-    make bench-acceptance            (or: python -m benchmarks.acceptance [share of the sweeps])
+    make bench-acceptance
+    python -m benchmarks.acceptance [share of the sweeps] [outcomes …]
 
 Each sweep has six cells. First all cells lose exactly the margin, so every
 acceptance is false: the table gives the share of sweeps with at least one, which may not pass 5 %.
@@ -210,7 +211,7 @@ def simulate(scenario: Scenario, loss: float, sweeps: int) -> dict[str, np.ndarr
     return {name: np.array(rows, dtype=float) for name, rows in gates.items()}
 
 
-def main(share: float) -> None:
+def main(share: float, names: list[str]) -> None:
     print(
         f"{CELLS} cells, level 5 % for a sweep; share of sweeps with a false acceptance | share of "
         "good cells accepted"
@@ -218,6 +219,8 @@ def main(share: float) -> None:
     print("| outcomes | examples | margin | sweeps | ours | ours, early | point | p > 0.05 |")
     print("|---|---|---|---|---|---|---|---|")
     for scenario in SCENARIOS:
+        if names and scenario.name not in names:
+            continue
         before, sweeps = time.perf_counter(), max(1, round(scenario.sweeps * share))
         null = simulate(scenario, scenario.margin, sweeps)
         good = simulate(scenario, 0.0, max(1, sweeps // 4))
@@ -238,4 +241,4 @@ def main(share: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, sys.argv[2:])

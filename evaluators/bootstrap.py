@@ -66,10 +66,21 @@ class Bootstrap:
     bias: float
     """z0: the median bias."""
     acceleration: float
+    up: float = 0.0
+    """By how much the one example, or cluster, that raises the difference most does so."""
+    down: float = 0.0
+    """The same of the one that lowers it most."""
 
     def __neg__(self) -> Bootstrap:
         """The distribution of the negated difference."""
-        return Bootstrap(-self.observed, -self.resampled[::-1], -self.bias, -self.acceleration)
+        return Bootstrap(
+            -self.observed,
+            -self.resampled[::-1],
+            -self.bias,
+            -self.acceleration,
+            self.down,
+            self.up,
+        )
 
     @property
     def degenerate(self) -> bool:
@@ -220,4 +231,12 @@ def _bca(observed: float, drawn: np.ndarray, jackknife: np.ndarray) -> Bootstrap
     deviation = jackknife.mean() - jackknife
     spread = float((deviation**2).sum()) ** 1.5
     acceleration = float((deviation**3).sum()) / (6 * spread) if spread > 0 else 0.0
-    return Bootstrap(observed, resampled, float(norm.ppf(share)), acceleration)
+    moved = observed - jackknife
+    return Bootstrap(
+        observed,
+        resampled,
+        float(norm.ppf(share)),
+        acceleration,
+        max(float(moved.max(initial=0.0)), 0.0),
+        max(-float(moved.min(initial=0.0)), 0.0),
+    )

@@ -29,7 +29,7 @@ NOTHING = (-math.inf, -math.inf)
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """Paired BCa bootstrap of any statistic, over examples or clusters.
+    """Paired BCa bootstrap of any statistic, over examples or clusters, with one worst case added.
 
     Where no outcome differs from the reference's there is nothing to resample. If one example can
     move the statistic by a known amount, an exact bound is left: of ``n`` examples none of which
@@ -79,8 +79,10 @@ class Bootstrapped:
         values = n * whole - (n - 1) * left_out
         if not np.isfinite(values).all():
             return NOTHING
-        below = sequential.asymptotic(values, contrast.margin, round(n * planned), level)
-        above = sequential.asymptotic(-values, -contrast.margin, round(n * planned), level)
+        # As in `_from_bootstrap`: one more like the worst, or the best, that was seen.
+        worse, better = np.r_[values, values.max()], np.r_[values, values.min()]
+        below = sequential.asymptotic(worse, contrast.margin, round(n * planned), level)
+        above = sequential.asymptotic(-better, -contrast.margin, round(n * planned), level)
         return below, above
 
     def _unmoved(
@@ -388,10 +390,13 @@ def _groups(cell: Statistic, reference: Statistic) -> list[tuple[Sums, Sums]]:
 
 
 def _from_bootstrap(loss: Bootstrap, examples: int, margin: float, confidence: float) -> Evidence:
-    p_accept, p_reject = loss.p_above(margin), (-loss).p_above(-margin)
-    return Evidence(
-        loss.quantile(confidence), p_accept, p_reject, _scaled(p_accept, p_reject, examples)
-    )
+    """As if one more example were there, as bad as the worst that was seen (for rejection as good
+    as the best): where few examples make up the whole loss, chance had it that there were not more.
+    """
+    p_accept = loss.p_above(margin - loss.up)
+    p_reject = (-loss).p_above(-margin - loss.down)
+    bound = loss.quantile(confidence) + loss.up
+    return Evidence(bound, p_accept, p_reject, _scaled(p_accept, p_reject, examples))
 
 
 def _scaled(p_accept: float, p_reject: float, examples: int) -> Callable[[float], int | None]:

@@ -8,8 +8,9 @@ the record. Over the sites of a model that saves about half of the work, whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Tape(Interception):
         self._final: list[tuple[Tensor, Tensor]] = []
         self._calls_of: dict[str, set[int]] = {}  # by parameter, and by activation site
         self._recording = True
+        self._spans: dict[nn.Module, tuple[int, Any]] = {}  # the call after it, and what it gave
         self._call = -1
         self._inside = False
         self._must: set[int] = set()
@@ -58,7 +60,8 @@ class Tape(Interception):
         Raises:
             Unrepeatable: it cannot be run again in part.
         """
-        returned = self._forward(self._base, args, kwargs)
+        with self._noting_modules():
+            returned = self._forward(self._base, args, kwargs)
         tensors = {id(tensor): tensor for _, tensor, _ in self._written}
         self._final = [(tensor, tensor.clone()) for tensor in tensors.values()]
         self._recording = False
@@ -79,7 +82,8 @@ class Tape(Interception):
         self._go_back(self._from)
         self._call, self._changed, self._diverged = -1, set(), False
         self._quantize = quantizing(treatment)
-        return self._forward(treatment, args, kwargs)
+        with self._handing_out(self._model):
+            return self._forward(treatment, args, kwargs)
 
     def _forward(self, treatment: Treatment, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         for name, value in treatment.parameters.items():
@@ -88,6 +92,59 @@ class Tape(Interception):
                 known.append(name)
         with exchanged(self._model, treatment.parameters), self:
             return self._model(*args, **kwargs)
+
+    @contextmanager
+    def _noting_modules(self) -> Iterator[None]:
+        """Notes which calls are those of a module that runs once and is given tensors and plain
+        values alone: such a module, wholly before a change, need not be entered again."""
+        entered: dict[nn.Module, bool] = {}
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            leaves = _leaves((args, kwargs))
+            plain = all(x is None or isinstance(x, Tensor | int | float | str) for x in leaves)
+            entered[module] = plain and module not in entered
+
+        def leave(module: nn.Module, args: Any, returned: Any) -> None:
+            self._spans[module] = (self._call + 1, returned)
+            if not entered[module]:
+                del self._spans[module]
+
+        handles: list[Any] = []
+        for name, module in self._model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _handing_out(self, model: nn.Module) -> Iterator[None]:
+        """Modules that lie wholly before the first changed call give what they gave."""
+        patched = self._whole_modules(model)
+        for module in patched:
+            module.__dict__["forward"] = partial(self._given, *self._spans[module])
+        try:
+            yield
+        finally:
+            for module in patched:
+                del module.__dict__["forward"]
+
+    def _whole_modules(self, model: nn.Module) -> list[nn.Module]:
+        found = []
+        for child in model.children():
+            span = self._spans.get(child)
+            if span is not None and span[0] <= self._from and "forward" not in child.__dict__:
+                found.append(child)
+            else:
+                found += self._whole_modules(child)
+        return found
+
+    def _given(self, after: int, returned: Any, *args: Any, **kwargs: Any) -> Any:
+        self._call = after - 1
+        return returned
 
     @property
     def calls(self) -> int:
