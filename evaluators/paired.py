@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq
@@ -164,7 +165,7 @@ class Bounded:
         if design.clusters is not None:
             return CLUSTERED.capital(cell, reference, design, contrast, planned, level)
         losses = _losses(cell, reference, contrast)
-        return NOTHING if losses is None else losses.capital
+        return NOTHING if losses is None else (losses.below, losses.above)
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class EachGroup:
         if design.clusters is not None:
             return CLUSTERED.capital(cell, reference, design, contrast, planned, level)
         found = [_losses(*group, contrast) for group in _groups(cell, reference)]
-        return min((losses.capital[0] for losses in found if losses), default=-math.inf), -math.inf
+        return min((losses.below for losses in found if losses), default=-math.inf), -math.inf
 
 
 binary, bounded, bootstrap, each_group = Binary(), Bounded(), Bootstrapped(), EachGroup()
@@ -330,7 +331,7 @@ def decisive(p_at: Callable[[float], float], level: float) -> float | None:
     return float(brentq(lambda f: p_at(f) - level, 1.0, MOST_FACTOR, rtol=1e-6))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Losses:
     """Losses as the linear form of a contrast, each between ``-most_gain`` and ``most``."""
 
@@ -341,12 +342,21 @@ class _Losses:
     """Their mean must stay below this."""
     scale: float
 
+    @cached_property
+    def _counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each distinct value, and how often it is there."""
+        return np.unique(self.values, return_counts=True)
+
     @property
-    def capital(self) -> tuple[float, float]:
-        return (
-            sequential.betting(self.values, self.most, self.limit),
-            sequential.betting(-self.values, self.most_gain, -self.limit),
-        )
+    def below(self) -> float:
+        """Capital won by betting that the mean is below the limit."""
+        return sequential.betting(*self._counted, self.most, self.limit)
+
+    @property
+    def above(self) -> float:
+        """The same of its being above."""
+        values, counts = self._counted
+        return sequential.betting(-values, counts, self.most_gain, -self.limit)
 
     def as_loss(self, mean: float, contrast: Contrast) -> float:
         """A mean of the linear form as a loss of the contrast's kind."""

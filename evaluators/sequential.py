@@ -18,7 +18,7 @@ ASYMPTOTIC_FROM = 200
 """Units before which a central limit theorem is not relied on."""
 
 
-def betting(values: np.ndarray, limit: float, mean: float) -> float:
+def betting(values: np.ndarray, counts: np.ndarray, limit: float, mean: float) -> float:
     """Natural logarithm of the capital won by betting that the mean is below ``mean``.
 
     Exact for independent values of at most ``limit``, of any distribution: a mixture of the
@@ -27,13 +27,13 @@ def betting(values: np.ndarray, limit: float, mean: float) -> float:
     are fixed, so the order of the values does not matter.
 
     Args:
-        values: float64 ``[t]``, all seen so far.
+        values: float64 ``[k]``, each distinct one that was seen.
+        counts: ``[k]``, how often.
     """
     if mean >= limit:  # a mean that no sample can have: the hypothesis is false from the start
         return math.inf if mean > limit else -math.inf
     stakes = BETS / (limit - mean)
-    distinct, counts = np.unique(values, return_counts=True)
-    gains = np.log1p(np.maximum(stakes[:, None] * (mean - distinct), -1 + 1e-12))
+    gains = np.log1p(np.maximum(stakes[:, None] * (mean - values), -1 + 1e-12))
     return float(logsumexp(gains @ counts) - math.log(len(stakes)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 from torch import nn
 
@@ -42,12 +44,11 @@ def run_watched(
     """Outcomes of the examples that were seen, in the split's order; with their places in it, and
     why no more were needed, where those are not all."""
     found: list[Outcomes] = []
-    parts = looks(len(examples), reference.clusters, batch_size)
-    for number, part in enumerate(parts, 1):
-        some = examples.take(part)
+    parts = _parts(examples, reference.clusters, batch_size)
+    for number, (part, some) in enumerate(parts, 1):
         outcomes = task.evaluator.run(model, some, batch_size, progress, reference.take(part))
         found.append(described(outcomes, task, some))
-        seen = np.concatenate(parts[:number])
+        seen = np.concatenate([which for which, _ in parts[:number]])
         order = np.argsort(seen)
         table = Outcomes.joined(found).take(order)
         if number == len(parts):
@@ -55,6 +56,20 @@ def run_watched(
         table = table.beside({EXAMPLE: seen[order]})
         stop = watching.look(table)
         if stop is not None:
-            progress(sum(len(examples.take(rest).inputs) for rest in parts[number:]))
+            progress(sum(len(rest.inputs) for _, rest in parts[number:]))
             return table, stop
     return table, None
+
+
+_PARTS: WeakKeyDictionary[Examples, list[tuple[np.ndarray, Examples]]] = WeakKeyDictionary()
+"""The parts of each split, which all cells share."""
+
+
+def _parts(
+    examples: Examples, clusters: np.ndarray | None, batch_size: int
+) -> list[tuple[np.ndarray, Examples]]:
+    """Which examples come between one look and the next, and those examples."""
+    if examples not in _PARTS:
+        cut = looks(len(examples), clusters, batch_size)
+        _PARTS[examples] = [(part, examples.take(part)) for part in cut]
+    return _PARTS[examples]
