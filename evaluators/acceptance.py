@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evaluators.contrast import ALONE, RELATIVE
 from evaluators.criterion import MAX_RATIO, Criterion
-from evaluators.metric import Evidence, Metric, Outcomes
+from evaluators.metric import Against, Evidence, Metric, Outcomes
 from evaluators.slices import slices
 from evaluators.stopping import EXAMPLE, Stop
 
@@ -339,9 +339,7 @@ def _compare(
     values = [metric.value(outcomes, theirs) for outcomes in ours]
     evidence = metric.test.evidence(
         [metric.statistic(outcomes, theirs) for outcomes in ours],
-        metric.statistic(theirs, theirs),
-        metric.design(theirs),
-        contrast,
+        Against(metric.statistic(theirs, theirs), metric.design(theirs), contrast),
         rule.confidence,
     )
     return [

@@ -145,28 +145,26 @@ def undecided(note: str) -> Evidence:
     return Evidence(None, 1.0, 1.0, lambda level: None, note)
 
 
+@dataclass(frozen=True, eq=False)
+class Against:
+    """What a cell is tested against."""
+
+    reference: Statistic
+    design: Design
+    contrast: Contrast
+
+
 class PairedTest(Protocol):
     """How a cell's loss is tested against a margin."""
 
     def evidence(
-        self,
-        cells: Sequence[Statistic],
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        confidence: float,
+        self, cells: Sequence[Statistic], against: Against, confidence: float
     ) -> list[Evidence]:
         """Of each cell, once all examples are seen."""
         ...
 
     def capital(
-        self,
-        cell: Statistic,
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        planned: float,
-        level: float,
+        self, cell: Statistic, against: Against, planned: float, level: float
     ) -> tuple[float, float]:
         """Logarithms of e-processes, after any number of examples: that the loss is below the
         margin, and that it is above. Minus infinity where nothing can be said before the end.

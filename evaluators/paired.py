@@ -20,7 +20,7 @@ from evaluators import matched_ratio, sequential, tango
 from evaluators.bootstrap import Bootstrap, by_cluster, paired_bootstrap
 from evaluators.bounded_mean import bounded_means
 from evaluators.contrast import ALONE, DIFFERENCE, RELATIVE, Contrast
-from evaluators.metric import Design, Evidence, Statistic, Sums, undecided
+from evaluators.metric import Against, Evidence, Statistic, Sums, undecided
 
 MOST_FACTOR = 1e6
 """Past a million times the examples at hand, "more examples" is no answer."""
@@ -43,32 +43,23 @@ class Bootstrapped:
     """How many examples the kernel takes: 1 of a mean, 2 of a comparison of pairs."""
 
     def evidence(
-        self,
-        cells: Sequence[Statistic],
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        confidence: float,
+        self, cells: Sequence[Statistic], against: Against, confidence: float
     ) -> list[Evidence]:
-        drawn = paired_bootstrap(cells, reference, design, contrast.loss) if cells else []
+        reference, contrast = against.reference, against.contrast
+        drawn = paired_bootstrap(cells, reference, against.design, contrast.loss) if cells else []
         return [
-            self._unmoved(cell, reference, design, contrast, confidence)
+            self._unmoved(cell, against, confidence)
             if sample.degenerate
             else _from_bootstrap(sample, len(reference), contrast.margin, confidence)
             for cell, sample in zip(cells, drawn, strict=True)
         ]
 
     def capital(
-        self,
-        cell: Statistic,
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        planned: float,
-        level: float,
+        self, cell: Statistic, against: Against, planned: float, level: float
     ) -> tuple[float, float]:
         """Asymptotic, for statistics of sums: their jackknife pseudo-values are what a mean's
         observations are."""
+        reference, design, contrast = against.reference, against.design, against.contrast
         if not isinstance(cell, Sums) or not isinstance(reference, Sums):
             return NOTHING
         ours, theirs = by_cluster(cell.features, design), by_cluster(reference.features, design)
@@ -86,14 +77,8 @@ class Bootstrapped:
         above = sequential.asymptotic(-better, -contrast.margin, round(n * planned), level)
         return below, above
 
-    def _unmoved(
-        self,
-        cell: Statistic,
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        confidence: float,
-    ) -> Evidence:
+    def _unmoved(self, cell: Statistic, against: Against, confidence: float) -> Evidence:
+        reference, design, contrast = against.reference, against.design, against.contrast
         ones = np.ones((1, len(reference)))
         ours, theirs = float(cell.of(ones)[0]), float(reference.of(ones)[0])
         if self.span is None or contrast.kind == ALONE or ours != theirs:
@@ -124,15 +109,11 @@ class Bounded:
     examples go to the bootstrap: what hangs together is not independent."""
 
     def evidence(
-        self,
-        cells: Sequence[Statistic],
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        confidence: float,
+        self, cells: Sequence[Statistic], against: Against, confidence: float
     ) -> list[Evidence]:
-        if design.clusters is not None:
-            return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
+        if against.design.clusters is not None:
+            return CLUSTERED.evidence(cells, against, confidence)
+        reference, contrast = against.reference, against.contrast
         every = [_losses(cell, reference, contrast) for cell in cells]
         sizes = {len(losses.values) for losses in every if losses is not None}
         found: dict[int, Evidence] = {}
@@ -154,17 +135,11 @@ class Bounded:
         return [found.get(i) or undecided("no example counts in both") for i in range(len(cells))]
 
     def capital(
-        self,
-        cell: Statistic,
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        planned: float,
-        level: float,
+        self, cell: Statistic, against: Against, planned: float, level: float
     ) -> tuple[float, float]:
-        if design.clusters is not None:
-            return CLUSTERED.capital(cell, reference, design, contrast, planned, level)
-        losses = _losses(cell, reference, contrast)
+        if against.design.clusters is not None:
+            return CLUSTERED.capital(cell, against, planned, level)
+        losses = _losses(cell, against.reference, against.contrast)
         return NOTHING if losses is None else (losses.below, losses.above)
 
 
@@ -174,18 +149,13 @@ class Binary(Bounded):
     Blackwelder's for a ratio, the exact binomial one for a floor or ceiling."""
 
     def evidence(
-        self,
-        cells: Sequence[Statistic],
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        confidence: float,
+        self, cells: Sequence[Statistic], against: Against, confidence: float
     ) -> list[Evidence]:
-        if design.clusters is not None:
-            return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
-        every = [Pairs.of(cell, reference) for cell in cells]
+        if against.design.clusters is not None:
+            return CLUSTERED.evidence(cells, against, confidence)
+        every = [Pairs.of(cell, against.reference) for cell in cells]
         return [
-            _matched(pairs, contrast, confidence, len(reference))
+            _matched(pairs, against.contrast, confidence, len(against.reference))
             if pairs.n
             else undecided("no example counts in both")
             for pairs in every
@@ -203,15 +173,11 @@ class EachGroup:
     """
 
     def evidence(
-        self,
-        cells: Sequence[Statistic],
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        confidence: float,
+        self, cells: Sequence[Statistic], against: Against, confidence: float
     ) -> list[Evidence]:
-        if design.clusters is not None:
-            return CLUSTERED.evidence(cells, reference, design, contrast, confidence)
+        if against.design.clusters is not None:
+            return CLUSTERED.evidence(cells, against, confidence)
+        reference, contrast = against.reference, against.contrast
         worst = []
         for cell in cells:
             tests = [
@@ -224,23 +190,18 @@ class EachGroup:
             worst.append(replace(deciding, bound=bound, p_reject=1.0, note=note))
         doubtful = [i for i, test in enumerate(worst) if test.p_accept > 1 - confidence]
         chosen = [cells[i] for i in doubtful]
-        drawn = CLUSTERED.evidence(chosen, reference, design, contrast, confidence)
+        drawn = CLUSTERED.evidence(chosen, against, confidence)
         for i, found in zip(doubtful, drawn, strict=True):
             worst[i] = replace(worst[i], p_reject=found.p_reject)
         return worst
 
     def capital(
-        self,
-        cell: Statistic,
-        reference: Statistic,
-        design: Design,
-        contrast: Contrast,
-        planned: float,
-        level: float,
+        self, cell: Statistic, against: Against, planned: float, level: float
     ) -> tuple[float, float]:
-        if design.clusters is not None:
-            return CLUSTERED.capital(cell, reference, design, contrast, planned, level)
-        found = [_losses(*group, contrast) for group in _groups(cell, reference)]
+        if against.design.clusters is not None:
+            return CLUSTERED.capital(cell, against, planned, level)
+        groups = _groups(cell, against.reference)
+        found = [_losses(*group, against.contrast) for group in groups]
         return min((losses.below for losses in found if losses), default=-math.inf), -math.inf
 
 

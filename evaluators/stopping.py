@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from evaluators.criterion import Criterion
-from evaluators.metric import Metric, Outcomes
+from evaluators.metric import Against, Metric, Outcomes
 from evaluators.sequential import p_value
 from evaluators.slices import slices
 
@@ -142,9 +142,11 @@ class Watch:
         assert metric.test is not None
         below, above = metric.test.capital(
             metric.statistic(seen, theirs),
-            metric.statistic(theirs, theirs),
-            metric.design(theirs),
-            metric.contrast(rule.kind, rule.margin),
+            Against(
+                metric.statistic(theirs, theirs),
+                metric.design(theirs),
+                metric.contrast(rule.kind, rule.margin),
+            ),
             len(self.reference) / len(seen),
             rule.level * EARLY_SHARE / self.cells,
         )

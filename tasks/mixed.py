@@ -84,15 +84,13 @@ class Search:
             branches, outcomes = on.branch(loaded, plain, [p.alone for p in new], target or None)
             if reference is None:
                 reference, target = outcomes, branches.base_answers
-            base = on.headline.value(reference, reference)
             for part, error, answers in zip(
                 new, branches.errors[1:].mean(dim=1).tolist(), branches.answers, strict=True
             ):
                 unit = place[part.side, part.site]
                 choice = found[unit].choices.index(part.spec)
-                value = on.headline.value(on.outcomes(answers, reference), reference)
                 errors[unit][choice] += error
-                losses[unit][choice] += max(on.headline.loss(value, base), 0.0)
+                losses[unit][choice] += max(on.loss(on.outcomes(answers, reference), reference), 0)
         assert reference is not None
         return cls(loaded, treatments, mixed, on, found, Costs(errors), Costs(losses),
                    target, reference)  # fmt: skip
@@ -115,11 +113,8 @@ class Search:
         if key not in self._measured:
             treated = self.treatments.for_scheme(self.scheme(key, "trial"))
             branches, outcomes = self.on.branch(self.loaded, treated, [], self.target)
-            base = self.on.headline.value(self.reference, self.reference)
-            value = self.on.headline.value(outcomes, self.reference)
-            self._measured[key] = Measured(
-                key, float(branches.errors[0].mean()), self.on.headline.loss(value, base)
-            )
+            error = float(branches.errors[0].mean())
+            self._measured[key] = Measured(key, error, self.on.loss(outcomes, self.reference))
         return self._measured[key]
 
     def find(self, budget: Budget) -> Found:

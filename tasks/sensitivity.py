@@ -53,6 +53,13 @@ class Probe:
     def headline(self) -> Metric:
         return self.evaluator.metrics[self.evaluator.headline]
 
+    def loss(self, outcomes: Outcomes, reference: Outcomes) -> float:
+        """How much worse the headline metric is than the reference's."""
+        metric = self.headline
+        return float(
+            metric.loss(metric.value(outcomes, reference), metric.value(reference, reference))
+        )
+
     def branch(
         self,
         loaded: Loaded,
@@ -181,8 +188,10 @@ def analyse(loaded: Loaded, treatments: Treatments, scheme: Scheme, examples: in
     errors, others = alone.errors[1:].numpy(), restored.errors[1:].numpy()
     low, high, ranks = _ranked(errors)
     order = np.argsort(-errors.mean(axis=1), kind="stable")
-    effects = _effects(on, alone.answers, reference)
-    restored_effects = _effects(on, restored.answers, reference)
+    effects, restored_effects = (
+        _effects(on, [on.outcomes(given, reference) for given in side.answers], reference)
+        for side in (alone, restored)
+    )
     rows = [
         Row(
             found[i],
@@ -206,7 +215,7 @@ def analyse(loaded: Loaded, treatments: Treatments, scheme: Scheme, examples: in
         len(on.examples),
         tuple(rows),
         whole_error,
-        _effect_of(on.headline, [whole], reference)[0],
+        _effects(on, [whole], reference)[0],
         alone.repeatable and restored.repeatable,
     )
 
@@ -224,12 +233,8 @@ def _ranked(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarra
     return low, high, (first, last)
 
 
-def _effects(on: Probe, answers: Sequence[Sequence[Any]], reference: Outcomes) -> list[Effect]:
-    return _effect_of(on.headline, [on.outcomes(given, reference) for given in answers], reference)
-
-
-def _effect_of(metric: Metric, cells: Sequence[Outcomes], reference: Outcomes) -> list[Effect]:
-    base = metric.value(reference, reference)
+def _effects(on: Probe, cells: Sequence[Outcomes], reference: Outcomes) -> list[Effect]:
+    metric = on.headline
     drawn = paired_bootstrap(
         [metric.statistic(cell, reference) for cell in cells],
         metric.statistic(reference, reference),
@@ -238,7 +243,7 @@ def _effect_of(metric: Metric, cells: Sequence[Outcomes], reference: Outcomes) -
         RESAMPLES,
     )
     return [
-        Effect(metric.loss(metric.value(cell, reference), base), *_interval(sample))
+        Effect(on.loss(cell, reference), *_interval(sample))
         for cell, sample in zip(cells, drawn, strict=True)
     ]
 

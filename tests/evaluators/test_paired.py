@@ -11,7 +11,7 @@ from evaluators.acceptance import ACCEPT, REJECT, Trial, judge
 from evaluators.classification import METRICS
 from evaluators.contrast import ALONE, DIFFERENCE, RELATIVE, Contrast
 from evaluators.criterion import Criterion
-from evaluators.metric import Design
+from evaluators.metric import Against, Design
 from evaluators.statistics import auroc, mean, spearman
 
 
@@ -25,7 +25,9 @@ def test_a_relative_bootstrap_is_that_of_the_ratio():
     theirs = generator.lognormal(0, 0.5, 400)
     ours = theirs * 1.02 + generator.normal(0, 0.05, 400)
     contrast = Contrast(RELATIVE, 0.05, False)
-    found = paired.bootstrap.evidence([mean(ours)], mean(theirs), Design(), contrast, 0.95)[0]
+    found = paired.bootstrap.evidence(
+        [mean(ours)], Against(mean(theirs), Design(), contrast), 0.95
+    )[0]
     wanted = scipy_bootstrap(
         (ours, theirs), lambda a, b, axis=-1: a.mean(axis=axis) / b.mean(axis=axis) - 1,
         paired=True, method="BCa", confidence_level=0.9, n_resamples=10_000,
@@ -40,7 +42,7 @@ def test_a_floor_or_ceiling_of_hits_is_exact(higher):
     hits = np.r_[np.ones(470), np.zeros(30)] if higher else np.r_[np.ones(30), np.zeros(470)]
     limit = 0.92 if higher else 0.08
     contrast = Contrast(ALONE, limit, higher)
-    found = paired.binary.evidence([mean(hits)], mean(hits), Design(), contrast, 0.95)[0]
+    found = paired.binary.evidence([mean(hits)], Against(mean(hits), Design(), contrast), 0.95)[0]
     side = "greater" if higher else "less"
     wanted = binomtest(int(hits.sum()), 500, limit, alternative=side)
     interval = wanted.proportion_ci(0.95)
@@ -57,19 +59,21 @@ def test_where_no_rank_moved_the_bound_is_that_of_disjoint_pairs():
     statistic, design = auroc(scores, positive), Design(strata=positive)
     contrast = Contrast(DIFFERENCE, 0.05, True)
     test = paired.Bootstrapped(span=1, order=2)
-    found = test.evidence([statistic], statistic, design, contrast, 0.95)[0]
+    found = test.evidence([statistic], Against(statistic, design, contrast), 0.95)[0]
     assert found.p_accept == pytest.approx(0.95**100)
     assert found.bound == pytest.approx(1 - 0.05 ** (1 / 100))
     assert found.needed(1e-4) == pytest.approx(400 * np.log(1e-4) / np.log(0.95) / 100, abs=1)
     same = spearman(scores, generator.normal(size=400))
-    found = paired.Bootstrapped(span=6, order=3).evidence([same], same, Design(), contrast, 0.95)
+    found = paired.Bootstrapped(span=6, order=3).evidence(
+        [same], Against(same, Design(), contrast), 0.95
+    )
     assert found[0].p_accept == pytest.approx((1 - 0.05 / 6) ** 133)
 
 
 def test_where_one_example_may_do_anything_nothing_moved_says_nothing():
     losses = mean(np.random.default_rng(4).lognormal(size=300))
     contrast = Contrast(DIFFERENCE, 0.05, False)
-    found = paired.bootstrap.evidence([losses], losses, Design(), contrast, 0.95)[0]
+    found = paired.bootstrap.evidence([losses], Against(losses, Design(), contrast), 0.95)[0]
     assert (found.bound, found.p_accept, found.p_reject) == (None, 1.0, 1.0)
     assert "no outcome differs" in found.note
 
@@ -79,10 +83,12 @@ def test_bounded_means_are_judged_together_as_one_by_one():
     theirs = generator.random(200)
     cells = [np.clip(theirs - shift, 0, 1) for shift in (0.0, 0.02, 0.2)]
     contrast = Contrast(DIFFERENCE, 0.05, True)
-    together = paired.bounded.evidence([mean(c) for c in cells], mean(theirs), Design(), contrast,
-                                       0.95)  # fmt: skip
+    against = Against(mean(theirs), Design(), contrast)
+    together = paired.bounded.evidence([mean(c) for c in cells], against, 0.95)
     for cell, found in zip(cells, together, strict=True):
-        alone = paired.bounded.evidence([mean(cell)], mean(theirs), Design(), contrast, 0.95)[0]
+        alone = paired.bounded.evidence(
+            [mean(cell)], Against(mean(theirs), Design(), contrast), 0.95
+        )[0]
         assert (alone.bound, alone.p_accept) == (found.bound, found.p_accept)
     assert [found.p_accept < 0.05 for found in together] == [True, True, False]
     assert together[2].p_reject < 0.01
@@ -120,5 +126,5 @@ def test_a_reference_without_a_hit_leaves_a_ratio_undecided():
     metric = METRICS["accuracy"]
     contrast = metric.contrast(RELATIVE, 0.01)
     statistic = metric.statistic(none, none)
-    found = metric.test.evidence([statistic], statistic, Design(), contrast, 0.95)[0]
+    found = metric.test.evidence([statistic], Against(statistic, Design(), contrast), 0.95)[0]
     assert found.p_accept >= 0.5

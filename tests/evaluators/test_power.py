@@ -7,7 +7,7 @@ from evaluators import paired
 from evaluators.classification import METRICS
 from evaluators.contrast import DIFFERENCE, Contrast
 from evaluators.criterion import Criterion
-from evaluators.metric import Design
+from evaluators.metric import Against, Design
 from evaluators.power import POWER, examples_for, flips_decidable, outlook, smallest_part
 from evaluators.statistics import mean
 
@@ -48,7 +48,9 @@ def test_what_cannot_be_shown_is_said_and_true(rule, n):
     contrast = METRICS["accuracy"].contrast(rule.kind, rule.margin)
     for count, passes in ((takes, True), (takes - 3, False)):
         perfect = mean(np.ones(count))
-        p = paired.binary.evidence([perfect], perfect, Design(), contrast, 0.95)[0].p_accept
+        p = paired.binary.evidence([perfect], Against(perfect, Design(), contrast), 0.95)[
+            0
+        ].p_accept
         assert (p <= 0.05 / 24 + 1e-9) == passes
         assert outlook(rule, METRICS["accuracy"], count + 1, cells=24).decidable or not passes
 

@@ -11,7 +11,7 @@ from evaluators.acceptance import ACCEPT, REJECT, Candidate, Trial, judge
 from evaluators.classification import METRICS
 from evaluators.contrast import ALONE, DIFFERENCE, RELATIVE, Contrast
 from evaluators.criterion import Criterion
-from evaluators.metric import CLUSTER, Design
+from evaluators.metric import CLUSTER, Against, Design
 from evaluators.statistics import mean
 from evaluators.stopping import EARLY_SHARE, EXAMPLE, Stop, Watch, looks
 
@@ -60,7 +60,9 @@ def test_pseudo_values_of_a_mean_are_its_observations():
     theirs = generator.random(600)
     ours = theirs + 0.05 * generator.normal(size=600)
     contrast = Contrast(DIFFERENCE, 0.01, False)
-    found = paired.bootstrap.capital(mean(ours), mean(theirs), Design(), contrast, 2.0, 0.01)
+    found = paired.bootstrap.capital(
+        mean(ours), Against(mean(theirs), Design(), contrast), 2.0, 0.01
+    )
     change = ours - theirs
     wanted = sequential.asymptotic(np.r_[change, change.max()], 0.01, 1200, 0.01)
     assert found[0] == pytest.approx(wanted, rel=1e-6)
@@ -129,8 +131,8 @@ def test_what_early_looks_say_the_test_on_all_says_too(kind, higher):
     ruined = 1 - theirs if higher else np.ones(n)
     for cell, side in ((fine, 0), (ruined, 1)):
         for test in (paired.binary, paired.bounded):
-            early = test.capital(mean(cell), mean(theirs), Design(), contrast, 1.0, 0.01)
-            whole = test.evidence([mean(cell)], mean(theirs), Design(), contrast, 0.95)[0]
+            early = test.capital(mean(cell), Against(mean(theirs), Design(), contrast), 1.0, 0.01)
+            whole = test.evidence([mean(cell)], Against(mean(theirs), Design(), contrast), 0.95)[0]
             assert early[side] > math.log(1e3)
             assert early[1 - side] < 0.1
             assert (whole.p_accept, whole.p_reject)[side] < 1e-3
@@ -176,5 +178,5 @@ def test_clusters_go_to_the_asymptotic_process(base):
     design = METRICS["accuracy"].design(clustered)
     statistic = METRICS["accuracy"].statistic(clustered, clustered)
     contrast = METRICS["accuracy"].contrast(DIFFERENCE, 0.01)
-    found = paired.binary.capital(statistic, statistic, design, contrast, 1.0, 0.01)
+    found = paired.binary.capital(statistic, Against(statistic, design, contrast), 1.0, 0.01)
     assert found == paired.NOTHING  # no cluster differs: an asymptotic process cannot go by that
