@@ -10,6 +10,10 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+ROUNDING = 1e-9
+"""Of a limit, as a share: a budget given as a quotient comes back a last digit off."""
+SOLVER_TOLERANCE = 1e-7
+
 
 @dataclass(frozen=True, eq=False)
 class Costs:
@@ -37,13 +41,14 @@ class Costs:
 def allocate(least: Costs, kept: Costs, limit: float) -> list[int] | None:
     """One choice a unit, with ``least`` smallest while ``kept`` is at most ``limit``; None where no
     choice keeps it."""
+    slack = ROUNDING * abs(limit)
+    chosen = _solve(least, kept, limit)
+    step = 2 * SOLVER_TOLERANCE * abs(limit)
     asked = limit
-    while True:
+    while chosen is not None and kept.of(chosen) > limit + slack:
+        asked, step = asked - step, 2 * step  # the solver keeps limits to a tolerance of its own
         chosen = _solve(least, kept, asked)
-        over = kept.of(chosen) - limit if chosen is not None else 0.0
-        if over <= 0:
-            return chosen
-        asked = min(asked, limit) - 2 * over  # the solver keeps limits to a tolerance of its own
+    return chosen
 
 
 def _solve(least: Costs, kept: Costs, limit: float) -> list[int] | None:

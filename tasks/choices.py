@@ -15,7 +15,7 @@ from halfstep.resources import bit_operations, factor, reference_bytes
 from halfstep.scheme import Override, Scheme, Spec
 from halfstep.sites import Sites
 from halfstep.weights import packed_bytes
-from tasks.allocate import Costs
+from tasks.allocate import ROUNDING, Costs
 from tasks.plan import Mixed
 
 FLOAT_BYTES = 4
@@ -171,7 +171,7 @@ def check_budgets(model: nn.Module, sites: Sites, mixed: Mixed) -> None:
         if budget.of_resource:
             least = resource_costs(model, sites, found, budget.name).least
             whole = reference_of(model, sites, budget.name)
-            if budget.limit * whole < least:
+            if budget.limit * whole < least * (1 - ROUNDING):
                 raise UserError(
                     f"mixed_precision.budgets[{i}].{budget.name}: {budget.limit:g} cannot be kept: "
                     f"the smallest choices come to {least / whole:.4f} of the reference"

@@ -23,7 +23,7 @@ from halfstep.parts import parts
 from halfstep.resources import bit_operations, weight_bytes
 from halfstep.scheme import Scheme, Spec
 from halfstep.treatments import Treatments
-from tasks.allocate import Costs, allocate
+from tasks.allocate import ROUNDING, Costs, allocate
 from tasks.choices import Unit, choices_of, reference_of, resource_costs, scheme_of, units
 from tasks.evaluated import finite, recorded
 from tasks.load import Loaded
@@ -157,12 +157,12 @@ class Search:
         ]  # fmt: skip
         for i, (u, c) in enumerate(single):
             one = (*chosen[:u], c, *chosen[u + 1 :])
-            if kept.of(one) <= limit:
+            if kept.of(one) <= limit * (1 + ROUNDING):
                 yield one
             for v, d in single[i + 1 :]:
                 if v != u:
                     two = (*one[:v], d, *one[v + 1 :])
-                    if kept.of(two) <= limit:
+                    if kept.of(two) <= limit * (1 + ROUNDING):
                         yield two
 
     def _fitted(self, budget: Budget, start: tuple[int, ...], prices: Costs) -> Found:

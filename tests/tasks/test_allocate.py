@@ -45,3 +45,12 @@ def test_small_numbers_count():
     errors = Costs([np.array([4e-9, 1e-9]), np.array([3e-9, 1e-9])])
     prices = Costs([np.array([1e9, 2e9]), np.array([1e9, 2e9])])
     assert allocate(errors, prices, 3e9) == [1, 0]
+
+
+def test_a_budget_that_is_a_quotient_is_met_exactly():
+    """What a share of the whole comes back as may be a last digit short of the size it was."""
+    errors = Costs([np.array([1.0, 4.0]), np.array([1.0, 4.0])])
+    prices = Costs([np.array([200_000.0, 100_000.0]), np.array([200_000.0, 100_000.0])])
+    for short in (0.0, 1e-11, 3e-5):
+        assert allocate(errors, prices, 400_000.0 - short) == [0, 0]
+    assert sorted(allocate(errors, prices, 399_999.0)) == [0, 1]
