@@ -389,7 +389,9 @@ def _settle(test: Tested, verdict: str, up: Corrected, down: Corrected, tests: i
         own = ACCEPT
     elif verdict == REJECT and _ratio(test, "p_reject") * tests * down.weight <= 1:
         own = REJECT
-    needed = evidence.needed(test.level / up.weight) if own == INCONCLUSIVE else None
+    harmed = evidence.p_reject < evidence.p_accept
+    level = test.level / (tests * down.weight if harmed else up.weight)
+    needed = evidence.needed(level) if own == INCONCLUSIVE else None
     return Finding(
         rule, own, test.reference, test.value, test.loss, evidence, needed, up.weight, test.slices
     )

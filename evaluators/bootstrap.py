@@ -68,19 +68,10 @@ class Bootstrap:
     acceleration: float
     up: float = 0.0
     """By how much the one example, or cluster, that raises the difference most does so."""
-    down: float = 0.0
-    """The same of the one that lowers it most."""
 
     def __neg__(self) -> Bootstrap:
-        """The distribution of the negated difference."""
-        return Bootstrap(
-            -self.observed,
-            -self.resampled[::-1],
-            -self.bias,
-            -self.acceleration,
-            self.down,
-            self.up,
-        )
+        """The distribution of the negated difference, without `up`."""
+        return Bootstrap(-self.observed, -self.resampled[::-1], -self.bias, -self.acceleration)
 
     @property
     def degenerate(self) -> bool:
@@ -231,12 +222,5 @@ def _bca(observed: float, drawn: np.ndarray, jackknife: np.ndarray) -> Bootstrap
     deviation = jackknife.mean() - jackknife
     spread = float((deviation**2).sum()) ** 1.5
     acceleration = float((deviation**3).sum()) / (6 * spread) if spread > 0 else 0.0
-    moved = observed - jackknife
-    return Bootstrap(
-        observed,
-        resampled,
-        float(norm.ppf(share)),
-        acceleration,
-        max(float(moved.max(initial=0.0)), 0.0),
-        max(-float(moved.min(initial=0.0)), 0.0),
-    )
+    up = float((observed - jackknife).max(initial=0.0))
+    return Bootstrap(observed, resampled, float(norm.ppf(share)), acceleration, up)

@@ -361,11 +361,10 @@ def _groups(cell: Statistic, reference: Statistic) -> list[tuple[Sums, Sums]]:
 
 
 def _from_bootstrap(loss: Bootstrap, examples: int, margin: float, confidence: float) -> Evidence:
-    """As if one more example were there, as bad as the worst that was seen (for rejection as good
-    as the best): where few examples make up the whole loss, chance had it that there were not more.
-    """
+    """For acceptance as if one more example were there, as bad as the worst that was seen: where
+    few examples make up the whole loss, chance had it that there were not more."""
     p_accept = loss.p_above(margin - loss.up)
-    p_reject = (-loss).p_above(-margin - loss.down)
+    p_reject = (-loss).p_above(-margin)
     bound = loss.quantile(confidence) + loss.up
     return Evidence(bound, p_accept, p_reject, _scaled(p_accept, p_reject, examples))
 
