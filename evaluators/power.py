@@ -49,7 +49,7 @@ def outlook(
     rule: Criterion,
     metric: Metric,
     examples: int,
-    cells: int,
+    cells: float,
     *,
     smallest: int | None = None,
     clustered: bool = False,

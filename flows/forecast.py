@@ -16,6 +16,7 @@ from audit.store import Store
 from evaluators.acceptance import ruled_out
 from evaluators.criterion import RESOURCES
 from evaluators.power import Outlook, outlook, smallest_part
+from evaluators.stopping import EARLY_SHARE
 from flows.conduct import passes_of
 from flows.opening import sites_json
 from halfstep.batches import Batch, forward, size
@@ -58,7 +59,14 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
             task.name: [
                 {"split": split, **found.to_json()}
                 for split, cells in family.items()
-                for found in _outlooks(task, data.tasks[task.name].splits[split], cells)
+                for found in _outlooks(
+                    task,
+                    data.tasks[task.name].splits[split],
+                    # Early looks leave the test on all examples less of the error level.
+                    cells / (1 - EARLY_SHARE)
+                    if split == "selection" and plan.stops_early(task)
+                    else cells,
+                )
             ]
             for task in plan.tasks
         }
@@ -92,6 +100,9 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
             }
             for scheme in plan.schemes
         ],
+        "mixed": [budget.label for budget in plan.mixed.budgets] if plan.mixed else [],
+        "evaluation": plan.evaluation,
+        "sensitivity": plan.sensitivity,
         "overrides": [str(override) for override in plan.overrides],
         "skipped": list(plan.skip),
         "sites": sites_json(sites),
@@ -123,10 +134,11 @@ def _family(plan: Plan, model: torch.nn.Module, sites: Sites, base: Mapping[str,
             "bit_operations": bit_operations(sites, scheme),
         }
         left += sum(not ruled_out(resources, base, task.criteria) for task in plan.tasks)
-    return max(left, 1)
+    found = len(plan.mixed.budgets) * len(plan.tasks) if plan.mixed else 0
+    return max(left + found, 1)
 
 
-def _outlooks(task: Task, examples: Examples, cells: int) -> list[Outlook]:
+def _outlooks(task: Task, examples: Examples, cells: float) -> list[Outlook]:
     """What each tested criterion can decide on one split."""
     clusters = task.cluster and len(np.unique(examples.columns[task.cluster].astype(str)))
     targets = examples.targets.all().numpy() if not examples.targets.shape else None

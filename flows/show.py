@@ -237,6 +237,12 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
     for note in found["notes"]:
         _say(f"note: {note}")
+    for label in found["mixed"]:
+        _say(f"to be found: {label}")
+    if found["evaluation"] == "early":
+        _say("cells stop once their verdict is certain; the cost below is without that")
+    if found["sensitivity"]:
+        _say(f"sensitivity of the chosen cell on {found['sensitivity']} calibration examples")
     for override in found["overrides"]:
         _say(f"override: {override}")
     for pattern in found["skipped"]:

@@ -260,6 +260,7 @@ def test_the_resolved_config_writes_every_default_out(tiny):
 
 
 SHIPPED = {
+    "digits-mixed": 4,
     "digits": 24,
     "digits-corrections": 8,
     "digits-unrepresentative": 8,
