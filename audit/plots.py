@@ -50,6 +50,7 @@ def quality_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> 
 
 
 DOMINATED = "#D0D0D0"
+SIDES = {"weight": ("#0072B2", ""), "activation": ("#E69F00", "///")}
 
 
 def error_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> bytes:
@@ -88,11 +89,13 @@ def sqnr_by_site(certificates: Sequence[Mapping[str, str]], cell: str) -> bytes:
     sites = list(dict.fromkeys(row["site"] for row in rows))
     figure = Figure(figsize=(7, max(2.4, 0.34 * len(sites) + 1.4)), layout="constrained")
     axes = figure.add_subplot()
-    for offset, target, colour in ((-0.2, "weight", "#0072B2"), (0.2, "activation", "#E69F00")):
+    for offset, target in ((-0.2, "weight"), (0.2, "activation")):
         found = {r["site"]: float(r["sqnr_db"]) for r in rows if r["target"] == target}
         if found:
             places = [sites.index(site) + offset for site in found]
-            axes.barh(places, list(found.values()), height=0.38, color=colour, label=target)
+            axes.barh(
+                places, list(found.values()), height=0.38, color=SIDES[target][0], label=target
+            )
     axes.set_yticks(range(len(sites)), sites, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("SQNR (dB; more is closer to full precision)")
@@ -105,12 +108,12 @@ def error_against_bound(certificates: Sequence[Mapping[str, str]], cell: str) ->
     """The largest in-range error at each site beside the bound that it may not pass."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for target, colour, shape in (("weight", "#0072B2", "o"), ("activation", "#E69F00", "^")):
+    for target, shape in (("weight", "o"), ("activation", "^")):
         rows = [r for r in certificates if r["target"] == target]
         if rows:
             axes.scatter(
                 range(len(rows)), [float(r["error_over_bound"]) for r in rows],
-                c=colour, marker=shape, s=45, label=target,
+                c=SIDES[target][0], marker=shape, s=45, label=target,
             )  # fmt: skip
     axes.axhline(1.0, color="black", lw=1.2, label="bound")
     axes.set_ylim(0, 1.15)
@@ -123,7 +126,6 @@ def error_against_bound(certificates: Sequence[Mapping[str, str]], cell: str) ->
 
 MOST_SITES = 40
 """Shown in a plot; the table has all."""
-SIDES = {"weight": ("#0072B2", ""), "activation": ("#E69F00", "///")}
 
 
 def sensitivity_by_site(found: Mapping[str, Any]) -> bytes:

@@ -17,11 +17,10 @@ from audit.store import Store
 from flows.config import read_plan
 from flows.matrix import schemes
 from halfstep.apply import applied
-from halfstep.resources import weight_bytes
+from halfstep.resources import reference_bytes, weight_bytes
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments
 from tasks.calibrate import run_calibration
-from tasks.choices import reference_of
 from tasks.load import Loaded, load
 from tasks.mixed import Search
 from tasks.plan import Budget, Mixed
@@ -54,7 +53,7 @@ def _compare(name: str, path: Path) -> None:
         calibrated = run_calibration(loaded, {}, store.sweep("0" * 12, True), lambda rows: None)
         treatments = calibrated.treatments
         search = Search.of(loaded, treatments, mixed)
-        whole = reference_of(loaded.model, loaded.sites, "weight_bytes")
+        whole = reference_bytes(loaded.model)
         for scheme in uniform:
             assert scheme.weights is not None
             if scheme.weights.format.name not in COMPARED:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.contrast import ALONE, RELATIVE
-from evaluators.criterion import MAX_RATIO, Criterion
-from evaluators.metric import Against, Evidence, Metric, Outcomes
+from evaluators.criterion import FOR_HIGHER, MAX_RATIO, Criterion
+from evaluators.metric import Evidence, Metric, Outcomes
 from evaluators.slices import slices
 from evaluators.stopping import EXAMPLE, Stop
 
@@ -101,7 +101,7 @@ class Finding:
         if self.evidence and self.evidence.note:
             text += f" ({self.evidence.note})"
         if self.verdict == INCONCLUSIVE:
-            alone = bound is not None and bound < (0.0 if rule.kind == ALONE else rule.margin)
+            alone = bound is not None and bound < rule.largest_loss
             text += f"; not proven among {self.weighed_against} cells" if alone else "; undecided"
             text += (
                 f", about {self.examples_needed:,} examples would settle it"
@@ -113,7 +113,7 @@ class Finding:
     def _loss_text(self, bound: float | None) -> str:
         """The loss, its bound and the limit."""
         rule = self.criterion
-        drops = rule.limit in ("max_drop", "max_relative_drop", "floor")
+        drops = rule.limit in FOR_HIGHER
         where = ""
         if self.slices:
             worst = self.slices[0]
@@ -339,7 +339,7 @@ def _compare(
     values = [metric.value(outcomes, theirs) for outcomes in ours]
     evidence = metric.test.evidence(
         [metric.statistic(outcomes, theirs) for outcomes in ours],
-        Against(metric.statistic(theirs, theirs), metric.design(theirs), contrast),
+        metric.against(theirs, contrast),
         rule.confidence,
     )
     return [

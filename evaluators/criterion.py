@@ -56,6 +56,11 @@ class Criterion:
         return KINDS[self.limit]
 
     @property
+    def largest_loss(self) -> float:
+        """What a tested loss must stay below; a floor or ceiling is part of the loss itself."""
+        return 0.0 if self.kind == ALONE else self.margin
+
+    @property
     def level(self) -> float:
         return 1 - self.confidence
 

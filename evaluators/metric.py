@@ -203,5 +203,9 @@ class Metric:
         """What a criterion on this metric tests."""
         return Contrast(kind, limit, self.higher_is_better)
 
+    def against(self, reference: Outcomes, contrast: Contrast) -> Against:
+        """What cells are tested against."""
+        return Against(self.statistic(reference, reference), self.design(reference), contrast)
+
     def design(self, reference: Outcomes) -> Design:
         return Design(reference.clusters, self.strata(reference) if self.strata else None)

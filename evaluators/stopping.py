@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from evaluators.criterion import Criterion
-from evaluators.metric import Against, Metric, Outcomes
+from evaluators.metric import Metric, Outcomes
 from evaluators.sequential import p_value
 from evaluators.slices import slices
 
@@ -117,8 +117,11 @@ class Watch:
         return None
 
     def _certain(self, rule: Criterion, side: int, tests: int) -> bool:
-        level = rule.level * EARLY_SHARE / self.cells
-        return self._best[rule.label][side] * tests <= level
+        return self._best[rule.label][side] * tests <= self._level(rule)
+
+    def _level(self, rule: Criterion) -> float:
+        """What early looks at one cell may use of a criterion's own."""
+        return rule.level * EARLY_SHARE / self.cells
 
     def _stop(self, verdict: str, seen: Outcomes, why: str) -> Stop:
         pairs = {name: (pair[0], pair[1]) for name, pair in self._best.items()}
@@ -142,12 +145,8 @@ class Watch:
         assert metric.test is not None
         below, above = metric.test.capital(
             metric.statistic(seen, theirs),
-            Against(
-                metric.statistic(theirs, theirs),
-                metric.design(theirs),
-                metric.contrast(rule.kind, rule.margin),
-            ),
+            metric.against(theirs, metric.contrast(rule.kind, rule.margin)),
             len(self.reference) / len(seen),
-            rule.level * EARLY_SHARE / self.cells,
+            self._level(rule),
         )
         return tuple(p_value(c) if not math.isnan(c) else 1.0 for c in (below, above))  # type: ignore[return-value]

@@ -19,7 +19,7 @@ from flows.clock import Clock
 from flows.result import result_json
 from halfstep.scheme import Scheme
 from tasks.decide import Decision, Evaluations, distance
-from tasks.decision_record import decision_json, issued
+from tasks.decision_record import decision_json
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 
@@ -48,8 +48,8 @@ def close(
     result = result_json(
         loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
-    record_of = decided | _issued(loaded, recorder)
-    result["issued"] = record_of["issued"]
+    result["issued"] = _issued(loaded, recorder)
+    record_of = decided | {"issued": result["issued"]}
     with clock.overhead("report"):
         files = _files(loaded, decision, record_of, result, cells, folder, parent)
     with clock.overhead("record"):
@@ -116,9 +116,14 @@ def _files(
 
 
 def _issued(loaded: Loaded, recorder: Recorder) -> dict[str, Any]:
+    """When and where a decision was recorded; not part of its digest."""
     now = datetime.now(UTC).replace(microsecond=0)
     until = now + timedelta(days=loaded.plan.expires_after_days)
-    return issued(now.isoformat(), until.date().isoformat(), recorder.previous)
+    return {
+        "at": now.isoformat(),
+        "expires": until.date().isoformat(),
+        "supersedes": recorder.previous,
+    }
 
 
 def shown_cell(loaded: Loaded, decision: Decision, cells: Cells) -> tuple[Scheme, Evaluated]:

@@ -14,7 +14,6 @@ import torch
 from audit.registry import fetch
 from audit.store import Store
 from evaluators.acceptance import ruled_out
-from evaluators.criterion import RESOURCES
 from evaluators.power import Outlook, outlook, smallest_part
 from evaluators.stopping import EARLY_SHARE
 from flows.conduct import passes_of
@@ -22,14 +21,9 @@ from flows.opening import sites_json
 from halfstep.batches import Batch, forward, size
 from halfstep.coverage import covered
 from halfstep.examples import Examples
-from halfstep.resources import (
-    bit_operations,
-    bits_per_weight,
-    weight_bytes,
-)
-from halfstep.sites import Sites
+from halfstep.resources import bits_per_weight, resources
+from halfstep.scheme import Scheme
 from sources import Context
-from tasks.choices import reference_of
 from tasks.data import read_data
 from tasks.load import prepare, set_up
 from tasks.plan import Plan, Task
@@ -52,9 +46,9 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
             found.splits["selection"].inputs.sample(plan.compute.batch_size)
             for found in data.tasks.values()
         ]
-        base = {name: reference_of(folding.model, sites, name) for name in RESOURCES}
-        family = {"selection": _family(plan, folding.model, sites, base),
-                  "confirmation": len(plan.tasks)}  # fmt: skip
+        base = resources(folding.model, sites, None)
+        counted = {scheme: resources(folding.model, sites, scheme) for scheme in plan.schemes}
+        family = {"selection": _family(plan, counted, base), "confirmation": len(plan.tasks)}
         outlooks = {
             task.name: [
                 {"split": split, **found.to_json()}
@@ -71,7 +65,6 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
             for task in plan.tasks
         }
     per_row = sum(_seconds(folding.model, b) for b in batches) / sum(map(size, batches))
-    reference = base["weight_bytes"]
     return {
         "name": plan.name,
         "subject": plan.to_json()["subject"],
@@ -92,13 +85,12 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
             {
                 "name": scheme.name,
                 "scheme": scheme.to_json(),
-                "weight_bytes": (stored := weight_bytes(folding.model, sites, scheme)),
-                "weight_ratio": stored / reference,
+                "weight_bytes": cost["weight_bytes"],
+                "weight_ratio": cost["weight_bytes"] / base["weight_bytes"],
                 "bits_per_weight": bits_per_weight(sites, scheme),
-                "bit_operations_ratio": bit_operations(sites, scheme)
-                / max(bit_operations(sites, None), 1),
+                "bit_operations_ratio": cost["bit_operations"] / max(base["bit_operations"], 1),
             }
-            for scheme in plan.schemes
+            for scheme, cost in counted.items()
         ],
         "mixed": [budget.label for budget in plan.mixed.budgets] if plan.mixed else [],
         "evaluation": plan.evaluation,
@@ -125,15 +117,13 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
     }
 
 
-def _family(plan: Plan, model: torch.nn.Module, sites: Sites, base: Mapping[str, float]) -> int:
+def _family(
+    plan: Plan, counted: Mapping[Scheme, Mapping[str, float]], base: Mapping[str, float]
+) -> int:
     """How many verdicts are corrected for together: those that no counted criterion rules out."""
-    left = 0
-    for scheme in plan.schemes:
-        resources = {
-            "weight_bytes": weight_bytes(model, sites, scheme),
-            "bit_operations": bit_operations(sites, scheme),
-        }
-        left += sum(not ruled_out(resources, base, task.criteria) for task in plan.tasks)
+    left = sum(
+        not ruled_out(cost, base, task.criteria) for cost in counted.values() for task in plan.tasks
+    )
     found = len(plan.mixed.budgets) * len(plan.tasks) if plan.mixed else 0
     return max(left + found, 1)
 

@@ -40,6 +40,12 @@ def weight_bytes(model: nn.Module, sites: Sites, scheme: Scheme) -> int:
     return total
 
 
+def resources(model: nn.Module, sites: Sites, scheme: Scheme | None) -> dict[str, float]:
+    """Everything that is counted, by name; ``scheme`` None counts the reference."""
+    stored = reference_bytes(model) if scheme is None else weight_bytes(model, sites, scheme)
+    return {"weight_bytes": stored, "bit_operations": bit_operations(sites, scheme)}
+
+
 def bits_per_weight(sites: Sites, scheme: Scheme) -> float:
     """Bits of one quantized weight, its share of scales and zero points included."""
     bits = count = 0

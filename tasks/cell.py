@@ -14,7 +14,8 @@ from audit.store import SweepFolder
 from evaluators.stopping import EXAMPLE
 from halfstep.accumulators import overflowing
 from halfstep.apply import applied
-from halfstep.resources import bit_operations, bits_per_weight, weight_bytes
+from halfstep.resources import bits_per_weight
+from halfstep.resources import resources as counted
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments, qparams_tensors
 from tasks.early import run_watched, watch
@@ -97,10 +98,7 @@ def _evaluate_cell(
     certificates = treatments.certificates(scheme)
     accumulators = treatments.accumulators(scheme)
     prepared = time.time()
-    resources: dict[str, float] = {
-        "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
-        "bit_operations": bit_operations(loaded.sites, scheme),
-    }
+    resources = counted(loaded.model, loaded.sites, scheme)
     batch, theirs, stop = loaded.plan.compute.batch_size, reference.outcomes, None
     watching = watch(loaded.plan, rules, resources, reference) if base.kind == "cell" else None
     with applied(loaded.model, treated) as model:

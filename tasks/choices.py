@@ -11,7 +11,7 @@ from torch import nn
 
 from halfstep.errors import UserError
 from halfstep.parts import ACTIVATION, WEIGHT
-from halfstep.resources import bit_operations, factor, reference_bytes
+from halfstep.resources import bit_operations, factor, reference_bytes, resources
 from halfstep.scheme import Override, Scheme, Spec
 from halfstep.sites import Sites
 from halfstep.weights import packed_bytes
@@ -117,11 +117,6 @@ def resource_costs(model: nn.Module, sites: Sites, found: Sequence[Unit], name: 
     return _bytes(model, sites, found) if name == "weight_bytes" else _operations(sites, found)
 
 
-def reference_of(model: nn.Module, sites: Sites, name: str) -> float:
-    """The same of the full-precision subject."""
-    return float(reference_bytes(model) if name == "weight_bytes" else bit_operations(sites, None))
-
-
 def _bytes(model: nn.Module, sites: Sites, found: Sequence[Unit]) -> Costs:
     shapes = {site.name: site.layout.shape for site in sites.weights}
 
@@ -170,7 +165,7 @@ def check_budgets(model: nn.Module, sites: Sites, mixed: Mixed) -> None:
     for i, budget in enumerate(mixed.budgets):
         if budget.of_resource:
             least = resource_costs(model, sites, found, budget.name).least
-            whole = reference_of(model, sites, budget.name)
+            whole = resources(model, sites, None)[budget.name]
             if budget.limit * whole < least * (1 - ROUNDING):
                 raise UserError(
                     f"mixed_precision.budgets[{i}].{budget.name}: {budget.limit:g} cannot be kept: "

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from evaluators.acceptance import ACCEPT, Finding
-from evaluators.contrast import ALONE
 from evaluators.stopping import EARLY_SHARE
 from halfstep.digest import digest_json
 from halfstep.scheme import Scheme
@@ -94,8 +93,7 @@ def _limit_and_bound(finding: Finding) -> tuple[float, float | None]:
     rule = finding.criterion
     if rule.counted:
         return rule.margin, finding.loss if rule.limit == "max_ratio" else finding.value
-    limit = 0.0 if rule.kind == ALONE else rule.margin
-    return limit, finding.evidence.bound if finding.evidence else None
+    return rule.largest_loss, finding.evidence.bound if finding.evidence else None
 
 
 def _alternatives(loaded: Loaded, decision: Decision, cells: Cells) -> list[dict[str, Any]]:
@@ -120,12 +118,11 @@ def _alternatives(loaded: Loaded, decision: Decision, cells: Cells) -> list[dict
         found.append(
             {"name": scheme.name, "verdict": verdict, loaded.plan.objective: cost, "why": why}
         )
-    worst = math.inf
     return sorted(
         found,
         key=lambda a: (
             a["verdict"] != ACCEPT,
-            worst if a[loaded.plan.objective] is None else a[loaded.plan.objective],
+            math.inf if a[loaded.plan.objective] is None else a[loaded.plan.objective],
         ),
     )
 
@@ -169,8 +166,3 @@ def _assumptions(loaded: Loaded) -> list[str]:
         )
     found += [f"{note}." for note in loaded.notes]
     return found
-
-
-def issued(at: str, expires: str, supersedes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What depends on when and where a decision was recorded; not part of its digest."""
-    return {"issued": {"at": at, "expires": expires, "supersedes": supersedes}}

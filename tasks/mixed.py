@@ -20,11 +20,11 @@ from audit.spool import Record
 from audit.store import SweepFolder
 from evaluators.metric import Outcomes
 from halfstep.parts import parts
-from halfstep.resources import bit_operations, weight_bytes
+from halfstep.resources import resources
 from halfstep.scheme import Scheme, Spec
 from halfstep.treatments import Treatments
 from tasks.allocate import ROUNDING, Costs, allocate
-from tasks.choices import Unit, choices_of, reference_of, resource_costs, scheme_of, units
+from tasks.choices import Unit, choices_of, resource_costs, scheme_of, units
 from tasks.evaluated import finite, recorded
 from tasks.load import Loaded
 from tasks.plan import Budget, Mixed
@@ -121,7 +121,7 @@ class Search:
         """The best combination under a budget."""
         if budget.of_resource:
             kept = self.costs(budget.name)
-            whole = reference_of(self.loaded.model, self.loaded.sites, budget.name)
+            whole = resources(self.loaded.model, self.loaded.sites, None)[budget.name]
             start = allocate(self.errors, kept, budget.limit * whole)
             assert start is not None, "budgets are checked before a sweep begins"
             return self._repaired(budget, tuple(start), kept, budget.limit * whole)
@@ -245,8 +245,7 @@ class Found:
         return {
             "budget": {self.budget.name: self.budget.limit},
             "scheme": scheme.name,
-            "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
-            "bit_operations": bit_operations(loaded.sites, scheme),
+            **resources(loaded.model, loaded.sites, scheme),
             "predicted": self.predicted,
             "predicted_of": "output_error" if self.budget.of_resource else search.on.headline.name,
             "measured_first": {"output_error": self.first.error, "metric_loss": self.first.loss},
@@ -276,8 +275,7 @@ def uniform_json(search: Search) -> list[dict[str, Any]]:
         found.append(
             {
                 "scheme": scheme.name,
-                "weight_bytes": weight_bytes(loaded.model, loaded.sites, scheme),
-                "bit_operations": bit_operations(loaded.sites, scheme),
+                **resources(loaded.model, loaded.sites, scheme),
                 "output_error": measured.error,
                 "metric_loss": measured.loss,
             }

@@ -10,7 +10,7 @@ from audit.store import SweepFolder
 from halfstep.determinism import nondeterministic_operators
 from halfstep.errors import UserError
 from halfstep.observe import check_finite, observing
-from halfstep.resources import bit_operations, reference_bytes
+from halfstep.resources import resources as counted
 from tasks.calibrate import SELECTION, calibrated_sites, flat
 from tasks.evaluated import Evaluated, Progress, described, finite, reuse
 from tasks.load import Loaded
@@ -57,10 +57,7 @@ def measure_reference(
         files[SELECTION] = encode.safetensors_bytes(
             flat({name: observation.tensors() for name, observation in seen.items()})
         )
-    resources = {
-        "weight_bytes": reference_bytes(loaded.model),
-        "bit_operations": bit_operations(loaded.sites, None),
-    }
+    resources = counted(loaded.model, loaded.sites, None)
     record = Record(
         kind="reference",
         key=key,
