@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,26 @@ def capture() -> dict[str, dict[str, Any]]:
     return {
         group: {name: fact(read) for name, read in entries.items()}
         for group, entries in readers.items()
+    }
+
+
+def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The few facts of an environment that a reader asks for first."""
+
+    def value(group: str, name: str) -> Any:
+        return found.get(group, {}).get(name, {}).get("value")
+
+    python = value("software", "python")
+    gpus = value("accelerator", "gpus") or []
+    return {
+        "CPU": value("host", "cpu"),
+        "cores": value("host", "affinity"),
+        "GPU": ", ".join(gpu["name"] for gpu in gpus) or None,
+        "kernel": value("host", "kernel"),
+        "Python": python.split()[0] if python else None,
+        "torch": (value("software", "distributions") or {}).get("torch"),
+        "kernels": value("software", "cpu_capability"),
+        "commit": (value("provenance", "commit") or "")[:12] or None,
     }
 
 

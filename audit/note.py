@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from audit.spool import Record
 
 MARKS = {"accept": "ACCEPT", "reject": "REJECT", "inconclusive": "INCONCLUSIVE"}
 """Words, not emoji: not every font that shows a trail has those."""
 
 
-def sweep_note(result: Mapping[str, Any]) -> str:
-    """The parent run: what was decided, on what evidence, where the rest lies."""
+def sweep_note(result: Mapping[str, Any], signed_off: Sequence[str] = ()) -> str:
+    """The parent run: what was decided, why, on what data, in what environment, who signed.
+
+    Args:
+        signed_off: what reviews said, one text each; nothing where there was none yet.
+    """
     decision, several = result["decision"], len(result["tasks"]) > 1
     counts = {v: sum(c["verdict"] == v for c in result["schemes"]) for v in MARKS}
     lines = [
         f"# {MARKS[decision['verdict']]}: {decision['cell'] or 'no cell may be deployed'}",
         "",
         decision["summary"] + f". Holds until {result['issued']['expires']}.",
+        "",
+        "**Who signed off**",
+        "",
+        *[f"- {text}" for text in signed_off or [_not_signed(result)]],
         "",
         "**Criteria** (declared before the first cell ran)",
         "",
@@ -51,6 +61,13 @@ def sweep_note(result: Mapping[str, Any]) -> str:
         + "."
         + "".join(f" {reference_text(task, several)}." for task in result["tasks"]),
         "",
+        "**Data**",
+        "",
+        *_data(result),
+        "",
+        f"**Environment**: {environment_text(result['environment'])}; all of it in "
+        "`environment.json`.",
+        "",
         "| | |",
         "| --- | --- |",
         f"| subject | `{result['subject_digest'][:16]}` |",
@@ -62,6 +79,40 @@ def sweep_note(result: Mapping[str, Any]) -> str:
         "`decision.json` for machines; the cells are the child runs.",
     ]
     return "\n".join(lines)
+
+
+def variant_note(result: Mapping[str, Any], variant: Record) -> str:
+    """The description of a registered version."""
+    decision = result["decision"]
+    return (
+        f"**{variant.name}** of subject `{result['subject_digest'][:16]}`: {decision['summary']}. "
+        f"Sweep {result['sweep_id']}, run `{result['run_id']}`; holds until "
+        f"{result['issued']['expires']}. `model.safetensors` are the weights as they were "
+        "evaluated, `quantization.safetensors` codes, scales and zero points, `scheme.json` the "
+        "scheme."
+    )
+
+
+def environment_text(found: Mapping[str, Any]) -> str:
+    """The environment in a line."""
+    return ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+
+
+def _not_signed(result: Mapping[str, Any]) -> str:
+    return (
+        f"Nobody yet: declared author {result['issued']['author']}; another person reviews with "
+        f"`halfstep review {result['sweep_id']}`"
+    )
+
+
+def _data(result: Mapping[str, Any]) -> list[str]:
+    several = len(result["tasks"]) > 1
+    return [
+        f"- {named(task['name'], several)}{split}: {found['examples']} examples, SHA-256 "
+        f"`{found['sha256'][:16]}`"
+        for task in result["tasks"]
+        for split, found in task["splits"].items()
+    ]
 
 
 def named(task: str, several: bool) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.environment import without_credentials
+from audit.issuer import NOBODY, Issuer
 from audit.spool import Record
 from audit.store import Store
 from halfstep.errors import UserError
 
 if TYPE_CHECKING:
+    from audit.ledger import Entry
     from audit.trail import Trail
 
 
@@ -23,7 +25,9 @@ class Recorder:
     the useful work; an error is kept and raised by `wait`, so that it stops no cell: the records
     stay in the spool and are projected by the next run of the same command."""
 
-    def __init__(self, store: Store, experiment: str, sweep_id: str) -> None:
+    def __init__(
+        self, store: Store, experiment: str, sweep_id: str, issuer: Issuer = NOBODY
+    ) -> None:
         self._store = store
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="halfstep-recorder")
         self._futures: list[Future[None]] = []
@@ -34,7 +38,9 @@ class Recorder:
         self.experiment_id = ""
         self.cpu_seconds = 0.0
         """What recording cost this process, whichever thread it ran beside."""
+        self._entered: Entry | None = None
         self._previous: dict[str, str] | None = None
+        self.issuer = issuer
         self._submit(lambda: self._open(store, experiment, sweep_id))
 
     def sweep(self, record: Record, folder: Path, splits: Sequence[Mapping[str, Any]]) -> None:
@@ -67,6 +73,18 @@ class Recorder:
             self._futures[0].result()
         return self._previous
 
+    @property
+    def entered(self) -> Entry | None:
+        """This sweep's entry in the ledger, where an interrupted run of it came that far."""
+        return self._entered
+
+    def stored(self, name: str) -> bytes:
+        """An artifact of the parent's run, as the tracking store holds it."""
+        found: list[bytes] = []
+        self.call(lambda trail, parent_id, _: found.append(trail.stored(parent_id, name)))
+        self.wait()
+        return found[0]
+
     def wait(self) -> None:
         """Returns when everything is recorded.
 
@@ -98,9 +116,10 @@ class Recorder:
         import audit.report  # noqa: F401  (matplotlib: a third of a second, better paid here)
         from audit.trail import Trail
 
-        self._trail = Trail(store, experiment, sweep_id)
+        self._trail = Trail(store, experiment, sweep_id, self.issuer.signer)
         self.experiment_id = self._trail.experiment_id
         self._previous = self._trail.latest_decision()
+        self._entered = self._trail.entered()
 
     def _submit(self, act: Callable[[], None]) -> None:
         def timed() -> None:

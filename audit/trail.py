@@ -35,18 +35,31 @@ from mlflow.entities import (  # noqa: E402  (mlflow reads the settings above wh
     ViewType,
 )
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-from audit import spool  # noqa: E402
+from audit import artifacts, models, spool  # noqa: E402
+from audit.evidence import (  # noqa: E402
+    EVIDENCE,
+    NOTE,
+    PARENT,
+    PREFIX,
+    RUN_NAME,
+    Snapshot,
+    evidence_bytes,
+)
+from audit.ledger import DECISION, Entry, Settings  # noqa: E402
+from audit.ledger_runs import LedgerWriter  # noqa: E402
+from audit.signing import Signer  # noqa: E402
 from audit.spool import Record  # noqa: E402
 from audit.store import Store  # noqa: E402
+from halfstep.digest import digest_bytes  # noqa: E402
 from halfstep.errors import UserError  # noqa: E402
 
-PREFIX = "halfstep."
-NOTE = "mlflow.note.content"
 LONGEST_NOTE = 7900
 LONGEST_PARAM = 5900
 DATA_SOURCE_TYPE = "code"
+NOTHING_SET = Settings()
 
 
 def connect(store: Store) -> MlflowClient:
@@ -88,7 +101,7 @@ def _make_database(path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.making-*"):
         leftover.unlink()
     making = path.with_name(f".{path.name}.making-{os.getpid()}")
-    MlflowClient(f"sqlite:///{making}").search_experiments(max_results=1)
+    SqlAlchemyStore(f"sqlite:///{making}", artifacts.location(""))
     with contextlib.closing(sqlite3.connect(making)) as connection:
         connection.execute("PRAGMA journal_mode=wal")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -99,16 +112,42 @@ def mlflow_download(store: Store, address: str, folder: str) -> str:
     """Copies what ``models:/…`` or ``runs:/…`` names to a folder; returns its path."""
     from mlflow.artifacts import download_artifacts
 
+    address = _model_location(connect(store), address)
     return str(
         download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=store.tracking_uri)
     )
 
 
-class Trail:
-    """Writes one sweep's records. All calls come from one thread."""
+def _model_location(client: MlflowClient, address: str) -> str:
+    """Where a model's files lie. MLflow would ask the process's global store, not this client's."""
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-    def __init__(self, store: Store, experiment: str, sweep_id: str) -> None:
+    if not ModelsArtifactRepository.is_models_uri(address):
+        return address
+    model, path = ModelsArtifactRepository.split_models_uri(address)
+    found = get_model_name_and_version(client, model)
+    if len(found) == 1:
+        place = client.get_logged_model(found[0]).artifact_location
+    else:
+        place = _model_location(client, client.get_model_version_download_uri(*found))
+    return f"{place.rstrip('/')}/{path}".rstrip("/")
+
+
+class Trail:
+    """Writes one sweep's records. All calls come from one thread.
+
+    What is written to each run is kept as a `Snapshot` too: its evidence is what was meant to be
+    recorded, not what the store says afterwards.
+    """
+
+    def __init__(
+        self, store: Store, experiment: str, sweep_id: str, signer: Signer | None = None
+    ) -> None:
         self._client = connect(store)
+        self._ledger = LedgerWriter(store, self._client, signer)
+        self._written: dict[str, Snapshot] = {}
+        self._sealed: dict[str, str] = {}
         self._sweep_id = sweep_id
         self._experiment_id = self._experiment(store, experiment)
         self._known = {
@@ -140,16 +179,16 @@ class Trail:
     def run(self, record: Record, folder: Path, parent: str | None = None) -> str:
         """The run of a record: made if it is not there, complete in either case. Returns its id."""
         key = f"{record.kind}:{record.key}"
+        tags = {
+            PREFIX + "record": key,
+            PREFIX + "sweep_id": self._sweep_id,
+            PREFIX + "kind": record.kind,
+            **{PREFIX + name: value for name, value in record.tags.items()},
+        }
+        if parent:
+            tags[PARENT] = parent
         run = self._known.get(key)
         if run is None:
-            tags = {
-                PREFIX + "record": key,
-                PREFIX + "sweep_id": self._sweep_id,
-                PREFIX + "kind": record.kind,
-                **{PREFIX + name: value for name, value in record.tags.items()},
-            }
-            if parent:
-                tags["mlflow.parentRunId"] = parent
             run = self._client.create_run(
                 self._experiment_id,
                 start_time=round(record.started * 1000),
@@ -158,6 +197,15 @@ class Trail:
             )
             self._known[key] = run
         run_id: str = run.info.run_id
+        self._written[run_id] = Snapshot(
+            run_id,
+            self._experiment_id,
+            record.name,
+            "RUNNING",
+            round(record.started * 1000),
+            None,
+            tags={**tags, RUN_NAME: record.name},
+        )
         self.add(run_id, record, folder)
         return run_id
 
@@ -172,6 +220,10 @@ class Trail:
             )
         if record.files:
             self._client.log_artifacts(run_id, str(folder / spool.FILES))
+        written = self._written[run_id]
+        written.metrics |= {name: [(float(value), at, 0)] for name, value in record.metrics.items()}
+        written.params |= {param.key: param.value for param in params}
+        written.artifacts |= record.files
 
     def attach(self, run_id: str, name: str, data: bytes) -> None:
         """One artifact from memory."""
@@ -179,6 +231,8 @@ class Trail:
             path = Path(folder, name)
             path.write_bytes(data)
             self._client.log_artifact(run_id, str(path))
+        if name != EVIDENCE:
+            self._written[run_id].artifacts[name] = digest_bytes(data)
 
     def datasets(self, run_id: str, splits: Sequence[Mapping[str, Any]]) -> None:
         """Dataset inputs, one a split, with our digest of the full content as a tag."""
@@ -200,19 +254,86 @@ class Trail:
             for described in splits
         ]
         self._client.log_inputs(run_id, datasets=inputs)
+        self._written[run_id].inputs = [described_input(found) for found in inputs]
 
-    def end(self, run_id: str, tags: Mapping[str, str], note: str, ended: float, ok: bool) -> None:
-        """Tags and closes a run."""
-        marks = [RunTag(PREFIX + name, value) for name, value in tags.items()]
-        marks.append(RunTag(NOTE, note[:LONGEST_NOTE]))
-        self._client.log_batch(run_id, tags=marks)
-        self._client.set_terminated(
-            run_id, "FINISHED" if ok else "FAILED", end_time=round(ended * 1000)
+    def end(self, run_id: str, tags: Mapping[str, str], note: str, ended: float, ok: bool) -> str:
+        """Tags a run, leaves its evidence and closes it; returns the digest of the evidence.
+
+        The children come before their parent, whose evidence holds the digests of theirs.
+        """
+        marks = {PREFIX + name: value for name, value in tags.items()}
+        marks[NOTE] = note[:LONGEST_NOTE]
+        self._client.log_batch(run_id, tags=[RunTag(*mark) for mark in marks.items()])
+        written = self._written[run_id]
+        written.tags |= marks
+        written.status = "FINISHED" if ok else "FAILED"
+        written.ended = round(ended * 1000)
+        children = {
+            child: digest
+            for child, digest in self._sealed.items()
+            if self._written[child].tags.get(PARENT) == run_id
+        }
+        evidence = evidence_bytes(written, children)
+        self.attach(run_id, EVIDENCE, evidence)
+        self._client.set_terminated(run_id, written.status, end_time=written.ended)
+        self._sealed[run_id] = digest_bytes(evidence)
+        return self._sealed[run_id]
+
+    def stored(self, run_id: str, name: str) -> bytes:
+        """An artifact as the store holds it."""
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self._client.download_artifacts(run_id, name, folder)).read_bytes()
+
+    def entered(self) -> Entry | None:
+        """The ledger's entry of this sweep's decision, where there is one already."""
+        return self._ledger.find(DECISION, self._sweep_id)
+
+    def enter(
+        self,
+        kind: str,
+        about: str,
+        what: Mapping[str, Any],
+        shows: Mapping[str, Any],
+        note: str | None = None,
+        sets: Settings = NOTHING_SET,
+    ) -> Entry:
+        """Enters this sweep into the ledger. ``note`` becomes the experiment's: what the reader of
+        the UI sees first."""
+        if note is not None:
+            described = {self._experiment_id: {NOTE: note[:LONGEST_NOTE]}}
+            sets = sets.then(Settings(experiments=described))
+        return self._ledger.append(kind, self._sweep_id, about, what, sets, shows)
+
+    def register(
+        self,
+        name: str,
+        run_id: str,
+        record: Record,
+        folder: Path,
+        tags: Mapping[str, str],
+        description: str,
+    ) -> tuple[models.Version, Settings]:
+        """A registered version that holds a variant's files, and what the ledger says of it."""
+        own = f"variant:{self._sweep_id}"
+        version = models.register(
+            self._client,
+            self._ledger.store.embedded,
+            self._experiment_id,
+            run_id,
+            name,
+            own,
+            folder / spool.FILES,
+            tags,
+            description,
         )
-
-    def describe(self, note: str) -> None:
-        """The experiment's note: what the reader of the UI sees first."""
-        self._client.set_experiment_tag(self._experiment_id, NOTE, note[:LONGEST_NOTE])
+        held = {
+            "model_id": version.model_id,
+            "run_id": run_id,
+            "description": description,
+            "files": record.files,
+            "tags": {PREFIX + "record": own, **{PREFIX + k: v for k, v in tags.items()}},
+        }
+        return version, Settings(versions={version.key: held})
 
     def _experiment(self, store: Store, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -224,7 +345,7 @@ class Trail:
         if found is not None:
             return str(found.experiment_id)
         tags = {"mlflow.experimentKind": "custom_model_development", PREFIX + "experiment": "1"}
-        location = (store.artifacts / name).as_uri() if store.embedded else None
+        location = artifacts.location(name) if store.embedded else None
         try:
             return str(self._client.create_experiment(name, location, tags))
         except MlflowException:  # made by another process in between
@@ -242,6 +363,16 @@ class Trail:
 
     def _search(self, query: str) -> list[Run]:
         return search_all(self._client, [self._experiment_id], query)
+
+
+def described_input(found: DatasetInput) -> dict[str, Any]:
+    """A dataset input as evidence holds it."""
+    dataset = found.dataset
+    names = ("name", "digest", "source_type", "source", "profile", "schema")
+    return {
+        **{name: getattr(dataset, name) for name in names},
+        "tags": {tag.key: tag.value for tag in found.tags},
+    }
 
 
 def search_all(

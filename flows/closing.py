@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit import encode, spool
+from audit import encode, environment, spool
 from audit.decision import decision_markdown, schema_bytes
 from audit.note import calibration_note, cell_note, mixed_note, sensitivity_note, sweep_note
 from audit.recorder import Recorder
 from audit.spool import Record
 from audit.store import SweepFolder
 from flows.clock import Clock
+from flows.entering import NOT_REVIEWED, enter_decision
 from flows.result import result_json
 from halfstep.scheme import Scheme
 from tasks.decide import Decision, Evaluations, distance
@@ -38,20 +39,26 @@ def close(
     extra: Sequence[Record],
     cells: Cells,
     confirmed: Evaluations,
+    variant: tuple[Record, Path] | None,
     parent: Record,
     folder: SweepFolder,
     recorder: Recorder,
     clock: Clock,
 ) -> dict[str, Any]:
-    """Commits the decision, closes every run, and leaves the result where a rerun finds it."""
+    """Commits the decision, closes every run, enters the ledger, and leaves the result where a
+    rerun finds it."""
     decided = decision_json(loaded, decision, cells, confirmed)
     result = result_json(
         loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
     result["issued"] = _issued(loaded, recorder)
+    environ = json.loads(
+        (folder.place("sweep", parent.key) / spool.FILES / "environment.json").read_bytes()
+    )
+    result["environment"] = environment.summary(environ)
     record_of = decided | {"issued": result["issued"]}
     with clock.overhead("report"):
-        files = _files(loaded, decision, record_of, result, cells, folder, parent)
+        files = _files(loaded, decision, record_of, result, cells, environ)
     with clock.overhead("record"):
         record, place = _commit(loaded, decided, result, files, folder)
         # An interrupted sweep may have issued it before.
@@ -60,20 +67,32 @@ def close(
         recorder.wait()
         result["experiment_id"] = recorder.experiment_id
         _fill_run_ids(result, recorder.run_ids, parent.key)
-
-        def close_runs(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
-            _close_runs(trail, parent_id, run_ids, result, calibration, record, place)
-
-        recorder.call(close_runs)
-        recorder.wait()
+        entered = recorder.entered
+        if entered is None:
+            recorder.call(
+                lambda trail, parent_id, run_ids: _close_runs(
+                    trail, parent_id, run_ids, result, calibration, record, place
+                )
+            )
+            recorder.wait()
     result["cells_reused"] = sum(done.reused for _, by_task in cells for done in by_task.values())
     result["seconds"] = clock.summary() | {
         "training": round(loaded.training_seconds, 3),
         "recorder_cpu": round(recorder.cpu_seconds, 3),
     }
-    data = encode.json_bytes(result)
-    recorder.call(lambda trail, parent_id, _: trail.attach(parent_id, "sweep.json", data))
-    recorder.wait()
+    if entered is None:
+        data = encode.json_bytes(result)
+
+        def enter(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
+            trail.attach(parent_id, "sweep.json", data)
+            evidence = _close_parent(trail, parent_id, result, record)
+            enter_decision(trail, parent_id, evidence, result, variant)
+
+        recorder.call(enter)
+        recorder.wait()
+    else:  # killed after the last entry and before the result was left here
+        data = recorder.stored("sweep.json")
+        result = json.loads(data)
     staging = folder.result.with_suffix(f".{os.getpid()}")
     staging.write_bytes(data)
     staging.replace(folder.result)
@@ -86,8 +105,7 @@ def _files(
     decided: Mapping[str, Any],
     result: dict[str, Any],
     cells: Cells,
-    folder: SweepFolder,
-    parent: Record,
+    environ: Mapping[str, Any],
 ) -> dict[str, bytes]:
     """The decision's artifacts."""
     from audit.report import plots, report_html, table
@@ -95,11 +113,10 @@ def _files(
     scheme, shown = shown_cell(loaded, decision, cells)
     certificates = table(shown.folder, "certificate.csv")
     figures = plots(result, certificates, scheme.name)
-    environ = folder.place("sweep", parent.key) / spool.FILES / "environment.json"
     page = report_html(
         result,
         loaded.plan.to_json(),
-        json.loads(environ.read_bytes()),
+        environ,
         figures,
         scheme.name,
         certificates,
@@ -122,6 +139,7 @@ def _issued(loaded: Loaded, recorder: Recorder) -> dict[str, Any]:
     return {
         "at": now.isoformat(),
         "expires": until.date().isoformat(),
+        "author": recorder.issuer.name,
         "supersedes": recorder.previous,
     }
 
@@ -215,7 +233,7 @@ def _close_runs(
     record: Record,
     place: Path,
 ) -> None:
-    """Verdicts and notes on every run; the parent last, so that a finished parent means all is."""
+    """Verdicts and notes on every run but the parent, which gets the decision's record."""
     for cell in _evaluations(result):
         finished = cell["status"] == "finished"
         tags = {"verdict": cell["verdict"], "status": cell["status"]}
@@ -229,12 +247,17 @@ def _close_runs(
     for kind, stage in result["stages"].items():
         trail.end(run_ids[stage["key"]], {}, STAGE_NOTES[kind](stage), record.ended, True)
     trail.add(parent_id, record, place)
-    decision, note = result["decision"], sweep_note(result)
+
+
+def _close_parent(trail: Trail, parent_id: str, result: Mapping[str, Any], record: Record) -> str:
+    """Closes the sweep's own run; returns the digest of its evidence."""
+    decision = result["decision"]
     tags = {
         "verdict": decision["verdict"],
         "cell": decision["cell"] or "none",
         "expires": result["issued"]["expires"],
+        "author": result["issued"]["author"],
+        "signed_off": NOT_REVIEWED,
         "decision_digest": decision["digest"],
     }
-    trail.describe(note)
-    trail.end(parent_id, tags, note, record.ended, True)
+    return trail.end(parent_id, tags, sweep_note(result), record.ended, True)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from audit import environment, spool
+from audit.issuer import NOBODY, Issuer
 from audit.recorder import Recorder
 from audit.store import Store, SweepFolder
 from flows.clock import Clock
@@ -23,9 +24,18 @@ from tasks.steps import PLAIN, Steps
 
 
 def conduct(
-    plan: Plan, config_text: str, store: Store, *, fresh: bool = False, steps: Steps = PLAIN
+    plan: Plan,
+    config_text: str,
+    store: Store,
+    *,
+    fresh: bool = False,
+    steps: Steps = PLAIN,
+    issuer: Issuer = NOBODY,
 ) -> dict[str, Any]:
     """Runs a sweep, or what is left of it, and returns its result (see `flows.result`).
+
+    Args:
+        issuer: who answers for the decision, and the key that signs it.
 
     Raises:
         UserError: config, model, data or store are at fault.
@@ -42,7 +52,7 @@ def conduct(
         if finished is not None:
             return finished | {"reused": True}
         spool.sweep_unfinished(folder.path)
-        recorder = Recorder(store, plan.name, folder.sweep_id)
+        recorder = Recorder(store, plan.name, folder.sweep_id, issuer)
         try:
             return _sweep(loaded, config_text, environ, folder, recorder, steps, clock)
         finally:
@@ -124,6 +134,11 @@ def _sweep(
         confirmed = run(chosen, "confirmation", "confirm")
     with clock.work("decide"):
         decision = steps.conclude(loaded, judgements, chosen, references["confirmation"], confirmed)
+    variant = None
+    if chosen is not None:
+        report.say("writing the variant")
+        with clock.overhead("record"):
+            variant = steps.variant(loaded, calibrated.treatments, chosen, folder)
     if plan.sensitivity is not None:
         scheme, _ = shown_cell(loaded, decision, cells)
         report.say(f"sensitivity of {scheme.name}")
@@ -143,6 +158,7 @@ def _sweep(
         extra,
         cells,
         confirmed,
+        variant,
         parent,
         folder,
         recorder,

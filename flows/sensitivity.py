@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from audit.issuer import NOBODY, Issuer
 from audit.note import sensitivity_note
 from audit.recorder import Recorder
 from audit.store import Store
+from flows.entering import enter_analysis
 from flows.opening import datasets
 from flows.progress import reporter
 from halfstep.errors import UserError, allowed
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from audit.trail import Trail
 
 
-def sensitivity(plan: Plan, store: Store, cell: str, examples: int) -> dict[str, Any]:
+def sensitivity(
+    plan: Plan, store: Store, cell: str, examples: int, issuer: Issuer = NOBODY
+) -> dict[str, Any]:
     """Analyses the cell of that name, or the first of the matrix; returns what was found.
 
     Raises:
@@ -45,12 +49,14 @@ def sensitivity(plan: Plan, store: Store, cell: str, examples: int) -> dict[str,
         calibrated = run_calibration(loaded, references, folder, reporter().advance)
         reporter().say(f"sensitivity of {scheme.name}")
         record, place = run_sensitivity(loaded, calibrated.treatments, scheme, examples, folder)
-        recorder = Recorder(store, plan.name, folder.sweep_id)
+        recorder = Recorder(store, plan.name, folder.sweep_id, issuer)
         try:
             recorder.sweep(record, place, datasets(loaded))
 
             def end(trail: Trail, run_id: str, run_ids: Mapping[str, str]) -> None:
-                trail.end(run_id, {}, sensitivity_note(record.detail), record.ended, True)
+                note = sensitivity_note(record.detail)
+                evidence = trail.end(run_id, {}, note, record.ended, True)
+                enter_analysis(trail, plan.name, run_id, evidence, record.detail, issuer)
 
             recorder.call(end)
             recorder.wait()

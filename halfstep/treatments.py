@@ -302,3 +302,12 @@ def qparams_tensors(treatment: Treatment) -> dict[str, Tensor]:
         if treated.divisor is not None:
             tensors[f"{name}.input.divisor"] = treated.divisor.contiguous()
     return tensors
+
+
+def code_tensors(treatment: Treatment) -> dict[str, Tensor]:
+    """The codes of every quantized weight, as a matrix ``[out, reduction]`` in its format's storage
+    dtype, by site; with the scales and zero points of `qparams_tensors` they give its values."""
+    return {
+        f"{name}.weight.codes": weight.codes().contiguous()
+        for name, weight in treatment.weights.items()
+    }

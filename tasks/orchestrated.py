@@ -39,5 +39,6 @@ TASKS = Steps(
     probe=_wrapped("sensitivity", PLAIN.probe, lambda p: f"sensitivity · {p['scheme'].name}"),
     select=_wrapped("select", PLAIN.select, lambda p: "select"),
     conclude=_wrapped("decide", PLAIN.conclude, lambda p: "decide"),
+    variant=_wrapped("variant", PLAIN.variant, lambda p: f"variant · {p['scheme'].name}"),
     record=_wrapped("record", PLAIN.record, lambda p: "record"),
 )

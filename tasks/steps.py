@@ -17,6 +17,7 @@ from tasks.load import Loaded, load
 from tasks.mixed import run_mixed
 from tasks.reference import measure_reference
 from tasks.sensitivity import run_sensitivity
+from tasks.variant import make_variant
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Steps:
     probe: Callable[..., tuple[Record, Path]]
     select: Callable[..., tuple[Judgements, Scheme | None]]
     conclude: Callable[..., Decision]
+    variant: Callable[..., tuple[Record, Path]]
     record: Callable[..., Any]
 
 
@@ -47,5 +49,6 @@ PLAIN = Steps(
     run_sensitivity,
     select,
     conclude,
+    make_variant,
     _record,
 )

@@ -1,0 +1,87 @@
+"""Entering what was recorded into the ledger, and a chosen variant into the model registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audit.issuer import Issuer
+from audit.ledger import ANALYSIS, DECISION, Settings
+from audit.note import sweep_note, variant_note
+from audit.spool import Record
+
+if TYPE_CHECKING:
+    from audit.trail import Trail
+
+NOT_REVIEWED = "nobody yet"
+CANDIDATE = "candidate"
+
+
+def enter_decision(
+    trail: Trail,
+    run_id: str,
+    evidence: str,
+    result: Mapping[str, Any],
+    variant: tuple[Record, Path] | None,
+) -> None:
+    """Registers the variant that went to confirmation and enters the decision. Only a confirmed one
+    becomes the candidate."""
+    decision, issued = result["decision"], result["issued"]
+    sets, model = Settings(), None
+    if variant is not None:
+        record, folder = variant
+        tags = {
+            "sweep_id": result["sweep_id"],
+            "cell": record.name,
+            "verdict": decision["verdict"],
+            "decision_digest": decision["digest"],
+            "expires": issued["expires"],
+            "signed_off": NOT_REVIEWED,
+        }
+        version, sets = trail.register(
+            result["name"], run_id, record, folder, tags, variant_note(result, record)
+        )
+        model = {"name": version.name, "version": version.version, "model_id": version.model_id}
+        if decision["verdict"] == "accept":
+            sets = sets.then(Settings(aliases={version.name: {CANDIDATE: version.version}}))
+    what = {
+        "sweep_id": result["sweep_id"],
+        "run_id": run_id,
+        "evidence": evidence,
+        "experiment": result["experiment"],
+        "subject_digest": result["subject_digest"],
+        "protocol_digest": result["protocol_digest"],
+        "decision_digest": decision["digest"],
+        "verdict": decision["verdict"],
+        "cell": decision["cell"],
+        "candidate": variant[0].name if variant else None,
+        "expires": issued["expires"],
+        "author": issued["author"],
+        "model": model,
+    }
+    shows = {
+        "tags": {
+            "sweep_id": result["sweep_id"],
+            "verdict": decision["verdict"],
+            "cell": decision["cell"] or "none",
+            "decision_digest": decision["digest"],
+            "author": issued["author"],
+        },
+        "note": f"**{decision['summary']}.** Decided by sweep {result['sweep_id']} of "
+        f"{result['experiment']}, run `{run_id}`, declared author {issued['author']}.",
+    }
+    about = f"{result['experiment']} · {decision['verdict']}"
+    trail.enter(DECISION, about, what, shows, sweep_note(result), sets)
+
+
+def enter_analysis(
+    trail: Trail, name: str, run_id: str, evidence: str, found: Mapping[str, Any], issuer: Issuer
+) -> None:
+    """Enters a sensitivity analysis that stands by itself."""
+    what = {"run_id": run_id, "evidence": evidence, "experiment": name, "author": issuer.name}
+    shows = {
+        "tags": {"author": issuer.name},
+        "note": f"Sensitivity of {found['scheme']} in {name}, run `{run_id}`.",
+    }
+    trail.enter(ANALYSIS, f"{name} · sensitivity", what, shows)

@@ -1,0 +1,57 @@
+"""Variant: the quantized model itself, as safetensors and a scheme; no pickle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from audit import encode, spool
+from audit.spool import Record
+from audit.store import SweepFolder
+from halfstep.apply import exchanged
+from halfstep.digest import digest_tensors
+from halfstep.scheme import Scheme
+from halfstep.treatments import Treatments, code_tensors, qparams_tensors
+from tasks.load import Loaded
+
+WEIGHTS, QUANTIZATION = "model.safetensors", "quantization.safetensors"
+
+
+def make_variant(
+    loaded: Loaded, treatments: Treatments, scheme: Scheme, sweep: SweepFolder
+) -> tuple[Record, Path]:
+    """Commits what is registered once a scheme was chosen.
+
+    ``model.safetensors`` holds every parameter and buffer as the cell was evaluated (float32; the
+    quantized ones lie on their grids), for the model with its batch norms folded.
+    ``quantization.safetensors`` holds codes, scales and zero points: what a deployment packs.
+    """
+    key = loaded.key(kind="variant", scheme=scheme.to_json())
+    folder = sweep.place("variant", key)
+    record = spool.recall(folder)
+    if record is not None:
+        return record, folder
+    started = time.time()
+    treated = treatments.for_scheme(scheme)
+    with exchanged(loaded.model, treated.parameters):
+        # Clones: tied weights share their memory, which safetensors does not hold.
+        state = {name: t.detach().clone() for name, t in loaded.model.state_dict().items()}
+    about = {
+        "scheme": scheme.to_json(),
+        "name": scheme.name,
+        "subject_digest": loaded.subject.digest,
+        "protocol_digest": loaded.protocol_digest,
+        "weights_digest": digest_tensors(state),
+        "batch_norm_folded": list(loaded.folding.folded),
+        "architecture": str(loaded.model).splitlines(),
+    }
+    files = {
+        WEIGHTS: encode.safetensors_bytes(state),
+        QUANTIZATION: encode.safetensors_bytes(
+            {**code_tensors(treated), **qparams_tensors(treated)}
+        ),
+        "scheme.json": encode.json_bytes(scheme.to_json()),
+        "variant.json": encode.json_bytes(about),
+    }
+    record = Record("variant", key, scheme.name, detail=about, started=started)
+    return spool.commit(folder, record, files), folder
