@@ -27,6 +27,9 @@ ENTRY = "entry.json"
 DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION = (
     "decision", "analysis", "review", "rollback", "reproduction",
 )  # fmt: skip
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+ALIASES = (CANDIDATE, CHAMPION, PREVIOUS)
+"""Of a registered model: what a sweep proposes, what a review approved, what that replaced."""
 KINDS = (DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION)
 
 

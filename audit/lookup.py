@@ -41,6 +41,7 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
         return _result(client, finished[0])
     matches = [r for r in runs if r.data.tags[PREFIX + "sweep_id"].startswith(wanted)]
     matches += [r for r in runs if r.info.run_id.startswith(wanted) and r not in matches]
+    matches = [r for r in matches if r.data.tags[PREFIX + "sweep_id"] == wanted] or matches
     if len(matches) > 1:
         names = ", ".join(r.data.tags[PREFIX + "sweep_id"] for r in matches[:5])
         raise UserError(f"{wanted!r} is the start of more than one sweep: {names}")
@@ -64,6 +65,18 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
         "metrics": dict(run.data.metrics),
         "note": run.data.tags.get(NOTE, ""),
     }
+
+
+def sweep_run(store: Store, wanted: str) -> str:
+    """The run of a sweep that goes by its id, the start of that, its run, or a run below it.
+
+    Raises:
+        UserError: nothing, or more than one thing, answers to that name.
+    """
+    found = find(store, wanted)
+    return (
+        str(found["run_id"]) if "cells" in found else str(find(store, found["sweep_id"])["run_id"])
+    )
 
 
 def reachable(store: Store) -> None:

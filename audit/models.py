@@ -1,5 +1,4 @@
-"""Registered variants in MLflow: a model version holding safetensors and a scheme, and the aliases
-``candidate``, ``champion`` and ``previous``."""
+"""Registered variants in MLflow: model versions that hold safetensors and a scheme, and aliases."""
 
 from __future__ import annotations
 
@@ -13,8 +12,6 @@ from mlflow.tracking import MlflowClient
 
 from audit.evidence import PREFIX
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-ALIASES = (CANDIDATE, CHAMPION, PREVIOUS)
 MODEL_TYPE = "halfstep-variant"
 
 

@@ -198,3 +198,11 @@ def signed_by(
     if found.payload_type != PAYLOAD_TYPE or said != dict(subjects):
         raise ValueError("the signature is about other files than these")
     return str(next(iter(accepted)))
+
+
+def is_key(pem: bytes, keyid: str) -> bool:
+    """Whether a public key is the one of that id."""
+    try:
+        return bool(_key(pem).keyid == keyid)
+    except ValueError:
+        return False

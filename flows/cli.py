@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from halfstep.errors import UserError
-
-BAD_INPUT, NOT_ACCEPTED, INTERRUPTED = 2, 3, 130
+from flows import governing
+from flows.options import (
+    BAD_INPUT,
+    DEFAULT_STORE,
+    INTERRUPTED,
+    NOT_ACCEPTED,
+    NOT_COMPARABLE,
+    TAMPERED,
+    Author,
+    Config,
+    Json,
+    Key,
+    StoreOption,
+    emit,
+    existing,
+)
+from halfstep.errors import NotComparable, Tampered, UserError
 
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
@@ -25,14 +37,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, see configs/.")]
-StoreOption = Annotated[
-    Path,
-    typer.Option("--store", envvar="HALFSTEP_STORE", help="Folder of the embedded store."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-DEFAULT_STORE = Path("mlruns")
-
 
 @app.command()
 def plan(config: Config, store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
@@ -43,7 +47,7 @@ def plan(config: Config, store: StoreOption = DEFAULT_STORE, as_json: Json = Fal
     from flows.show import print_forecast
 
     found = forecast(read_plan(config), Store(store))
-    _emit(found, as_json, print_forecast)
+    emit(found, as_json, print_forecast)
 
 
 @app.command()
@@ -54,6 +58,8 @@ def sweep(
     require_accept: Annotated[
         bool, typer.Option("--require-accept", help="Exit with 3 when no cell was accepted.")
     ] = False,
+    author: Author = "",
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Runs the matrix, decides, records everything. Run it again to take up where it stopped."""
@@ -61,8 +67,8 @@ def sweep(
     from flows.show import print_sweep, progress_bar
 
     with progress_bar():
-        result = _run_sweep(config, store, fresh)
-    _emit(result, as_json, lambda found: print_sweep(found, Store(store)))
+        result = _run_sweep(config, store, fresh, author, key)
+    emit(result, as_json, lambda found: print_sweep(found, Store(store)))
     if require_accept and result["decision"]["verdict"] != "accept":
         raise typer.Exit(NOT_ACCEPTED)
 
@@ -74,18 +80,21 @@ def sensitivity(
         str, typer.Option(help="Name of a cell, or a part of one; by default the first.")
     ] = "",
     examples: Annotated[int, typer.Option(help="Calibration examples to probe on.", min=8)] = 128,
+    author: Author = "",
+    key: Key = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Shows what each site of a cell costs alone, and what giving it back would gain."""
+    from audit.issuer import issuer
     from audit.store import Store
     from flows.config import read_plan
     from flows.sensitivity import sensitivity as analyse
     from flows.show import print_sensitivity, progress_bar
 
     with progress_bar():
-        found = analyse(read_plan(config), Store(store), cell, examples)
-    _emit(found, as_json, lambda result: print_sensitivity(result, Store(store)))
+        found = analyse(read_plan(config), Store(store), cell, examples, issuer(author, key))
+    emit(found, as_json, lambda result: print_sensitivity(result, Store(store)))
 
 
 @app.command()
@@ -98,12 +107,12 @@ def show(
     from audit.lookup import find
     from flows.show import print_cell, print_sweep
 
-    existing = _existing(store)
-    found = find(existing, run)
+    held = existing(store)
+    found = find(held, run)
     if "cells" in found:
-        _emit(found, as_json, lambda result: print_sweep(result, existing))
+        emit(found, as_json, lambda result: print_sweep(result, held))
     else:
-        _emit(found, as_json, print_cell)
+        emit(found, as_json, print_cell)
 
 
 @app.command(name="list")
@@ -112,7 +121,7 @@ def list_(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
     from audit.lookup import sweeps
     from flows.show import print_list
 
-    _emit(sweeps(_existing(store)), as_json, print_list)
+    emit(sweeps(existing(store)), as_json, print_list)
 
 
 @app.command()
@@ -124,7 +133,7 @@ def ui(
     """Opens the MLflow UI on what was recorded; stop it with Ctrl-C."""
     from audit.ui import serve
 
-    serve(_existing(store), host, port)
+    serve(existing(store), host, port)
 
 
 @app.command()
@@ -135,13 +144,16 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
     from flows.show import print_checks
 
     checks = examine(Store(store))
-    _emit(checks, as_json, print_checks)
+    emit(checks, as_json, print_checks)
     if any(check["status"] == "fail" for check in checks["checks"]):
         raise typer.Exit(BAD_INPUT)
 
 
-def _run_sweep(config: Path, store: Path, fresh: bool) -> dict[str, Any]:
+def _run_sweep(
+    config: Path, store: Path, fresh: bool, author: str, key: Path | None
+) -> dict[str, Any]:
     """Through Prefect where a server is configured; by itself where none is."""
+    from audit.issuer import issuer
     from audit.store import Store
     from flows.conduct import conduct
     from flows.config import read_plan
@@ -151,27 +163,13 @@ def _run_sweep(config: Path, store: Path, fresh: bool) -> dict[str, Any]:
     if configured_api():
         from flows.sweep import run_flow
 
-        return run_flow(str(config), str(store), fresh)
-    return conduct(plan, config.read_text(encoding="utf-8"), Store(store), fresh=fresh)
+        return run_flow(str(config), str(store), fresh, author, str(key) if key else None)
+    by = issuer(author, key)
+    return conduct(plan, config.read_text(encoding="utf-8"), Store(store), fresh=fresh, issuer=by)
 
 
-def _existing(store: Path) -> Any:
-    from audit.store import Store
-
-    found = Store(store)
-    if found.embedded and not found.database.exists():
-        raise UserError(
-            f"store {store} holds no recorded sweep yet; make one with: halfstep sweep CONFIG"
-        )
-    return found
-
-
-def _emit(value: Any, as_json: bool, pretty: Callable[[Any], None]) -> None:
-    if as_json:
-        json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
-    else:
-        pretty(value)
+for command in (governing.verify, governing.review, governing.rollback, governing.keygen):
+    app.command()(command)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -183,6 +181,10 @@ def main() -> None:
     """Entry point: user errors end with one message and exit code 2."""
     try:
         app()
+    except Tampered as error:
+        _fail(str(error), TAMPERED)
+    except NotComparable as error:
+        _fail(str(error), NOT_COMPARABLE)
     except UserError as error:
         _fail(str(error), BAD_INPUT)
     except OSError as error:

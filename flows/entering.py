@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.issuer import Issuer
-from audit.ledger import ANALYSIS, DECISION, Settings
+from audit.ledger import ANALYSIS, CANDIDATE, DECISION, Settings
 from audit.note import sweep_note, variant_note
 from audit.spool import Record
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from audit.trail import Trail
 
 NOT_REVIEWED = "nobody yet"
-CANDIDATE = "candidate"
 
 
 def enter_decision(

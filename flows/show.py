@@ -43,44 +43,42 @@ def progress_bar() -> Iterator[None]:
 
 def print_sweep(result: Mapping[str, Any], store: Store) -> None:
     """Cells, decision, and where to look."""
-    _say(f"{result['name']} · sweep {result['sweep_id']}")
+    say(f"{result['name']} · sweep {result['sweep_id']}")
     for task in result["tasks"]:
         headline = task["headline"]
-        _say(
+        say(
             f"{task['name']}: reference {headline} "
             f"{task['reference']['selection']['metrics'][headline]:.4f} on "
             f"{task['splits']['selection']['examples']} examples"
         )
     for override in result["overrides"]:
-        _say(f"override: {override}")
+        say(f"override: {override}")
     for pattern in result["skipped"]:
-        _say(f"skipped: {pattern}")
+        say(f"skipped: {pattern}")
     if len(result["tasks"]) == 1:
         _print_cells(result)
     else:
         _print_schemes(result)
     _notes(result)
     decision = result["decision"]
-    _say("")
-    _say(
-        f"{decision['verdict'].upper()}: {decision['summary']}", style=COLOURS[decision["verdict"]]
-    )
+    say("")
+    say(f"{decision['verdict'].upper()}: {decision['summary']}", style=COLOURS[decision["verdict"]])
     several = len(result["tasks"]) > 1
     for cell in result["confirmation"]:
         for finding in cell["findings"]:
             where = f"{cell['task']}: " if several else ""
-            _say(f"  {finding['verdict']}: {where}{finding['reason']}")
-    _say("")
+            say(f"  {finding['verdict']}: {where}{finding['reason']}")
+    say("")
     if result.get("reused"):
-        _say("Recorded before with the same digests; nothing was run. Use --fresh to run anew.")
+        say("Recorded before with the same digests; nothing was run. Use --fresh to run anew.")
     elif result.get("cells_reused"):
-        _say(f"{result['cells_reused']} cell(s) were recorded before and not run again.")
+        say(f"{result['cells_reused']} cell(s) were recorded before and not run again.")
     seconds = result["seconds"]
-    _say(
+    say(
         f"{seconds['total']:.1f} s, of which orchestration and recording "
         f"{seconds['overhead_share']:.0%}"
     )
-    _say(f"run {result['run_id']} · decision {decision['digest'][:16]}")
+    say(f"run {result['run_id']} · decision {decision['digest'][:16]}")
     _where(result, store)
 
 
@@ -89,8 +87,8 @@ def _where(result: Mapping[str, Any], store: Store) -> None:
     page = f"experiments/{result['experiment_id']}/runs/{result['run_id']}"
     server = "http://127.0.0.1:5000" if store.embedded else store.shown_uri.rstrip("/")
     if store.embedded:
-        _say(f"look: halfstep ui --store {store.path}, then")
-    _say(f"{server}/#/{page}?workflowType=machine_learning")
+        say(f"look: halfstep ui --store {store.path}, then")
+    say(f"{server}/#/{page}?workflowType=machine_learning")
 
 
 def _print_cells(result: Mapping[str, Any]) -> None:
@@ -127,10 +125,10 @@ def _print_schemes(result: Mapping[str, Any]) -> None:
         )
     heads = [f"{task['name']} ({task['headline']})" for task in result["tasks"]]
     _table(["cell", "verdict", "size", *heads], rows)
-    _say("")
+    say("")
     for cell in result["cells"]:
         if cell["verdict"] != "accept":
-            _say(f"{cell['verdict']}: {cell['name']} · {cell['task']}: {_first(cell['reasons'])}")
+            say(f"{cell['verdict']}: {cell['name']} · {cell['task']}: {_first(cell['reasons'])}")
 
 
 def _outcome(task: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
@@ -158,14 +156,14 @@ def _notes(result: Mapping[str, Any]) -> None:
     notes += [*result["calibration"]["notes"], *result["batch_norm"]["notes"]]
     notes += [f"{note} ({n} cells)" for note, n in counted.items()]
     for note in notes[:12]:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if len(notes) > 12:
-        _say(f"note: and {len(notes) - 12} more; see certificate.csv of the cells")
+        say(f"note: and {len(notes) - 12} more; see certificate.csv of the cells")
 
 
 def print_sensitivity(found: Mapping[str, Any], store: Store) -> None:
     """Every site, the most costly first."""
-    _say(
+    say(
         f"{found['scheme']}: output error {found['output_error']:.3g} of the output's power "
         f"(its sites add up to {found['sum_of_errors']:.3g}), {found['metric']} loss "
         f"{found['metric_loss']:+.4f}{_interval(found, 'metric_loss')} on {found['examples']} "
@@ -180,8 +178,8 @@ def print_sensitivity(found: Mapping[str, Any], store: Store) -> None:
          for row in found["sites"]],
     )  # fmt: skip
     if not found["reused_passes"]:
-        _say("note: this model's code could not be taken up half way; every pass was run whole")
-    _say(f"intervals hold 90 %; run {found['run_id']}: sensitivity.png, sensitivity.csv")
+        say("note: this model's code could not be taken up half way; every pass was run whole")
+    say(f"intervals hold 90 %; run {found['run_id']}: sensitivity.png, sensitivity.csv")
     _where(found, store)
 
 
@@ -192,9 +190,9 @@ def _interval(found: Mapping[str, Any], name: str) -> str:
 
 def print_cell(found: Mapping[str, Any]) -> None:
     """One recorded run that is not a sweep."""
-    _say(f"{found['name']} · {found['kind']} of sweep {found['sweep_id']} · {found['status']}")
+    say(f"{found['name']} · {found['kind']} of sweep {found['sweep_id']} · {found['status']}")
     for line in found["note"].splitlines():
-        _say(line)
+        say(line)
     _table(["metric", "value"], [[k, f"{v:.6g}"] for k, v in sorted(found["metrics"].items())])
 
 
@@ -216,37 +214,37 @@ def print_list(found: Mapping[str, Any]) -> None:
 
 def print_forecast(found: Mapping[str, Any]) -> None:
     """What a sweep would do."""
-    _say(
+    say(
         f"{found['name']}: {len(found['cells'])} cells, {len(found['sites']['weights'])} weights "
         f"and {len(found['sites']['activations'])} activations to quantize, "
         f"{found['calibration_rows']} calibration rows"
     )
     for task in found["tasks"]:
-        _say(
+        say(
             f"{task['name']} ({task['evaluator']}): "
             + ", ".join(f"{name} {n}" for name, n in task["splits"].items())
             + " examples"
         )
         for criterion in task["criteria"]:
-            _say(f"criterion: {criterion_text(criterion)}")
+            say(f"criterion: {criterion_text(criterion)}")
             for outlook in task["outlook"]:
                 if outlook["criterion"] == criterion:
                     style = None if outlook["decidable"] else COLOURS["reject"]
-                    _say(f"  on {outlook['split']}: {outlook['text']}", style=style)
+                    say(f"  on {outlook['split']}: {outlook['text']}", style=style)
     if found["duplicates"]:
-        _say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
+        say(f"note: {found['duplicates']} combination(s) spell a scheme that is there already")
     for note in found["notes"]:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     for label in found["mixed"]:
-        _say(f"to be found: {label}")
+        say(f"to be found: {label}")
     if found["evaluation"] == "early":
-        _say("cells stop once their verdict is certain; the cost below is without that")
+        say("cells stop once their verdict is certain; the cost below is without that")
     if found["sensitivity"]:
-        _say(f"sensitivity of the chosen cell on {found['sensitivity']} calibration examples")
+        say(f"sensitivity of the chosen cell on {found['sensitivity']} calibration examples")
     for override in found["overrides"]:
-        _say(f"override: {override}")
+        say(f"override: {override}")
     for pattern in found["skipped"]:
-        _say(f"skipped: {pattern}")
+        say(f"skipped: {pattern}")
     rows = [
         [c["name"], f"{c['weight_bytes']:,}", f"{c['weight_ratio']:.3f}",
          f"{c['bits_per_weight']:.2f}", f"{c['bit_operations_ratio']:.3f}"]
@@ -255,7 +253,7 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     _table(["cell", "weight bytes", "size", "bits/weight", "bit operations"], rows)
     parameters = sum(p["parameters"] for p in found["coverage"]) or 1
     macs = sum(p["macs"] for p in found["coverage"]) or 1
-    _say(f"sites, as {found['cells'][0]['name']} treats them:")
+    say(f"sites, as {found['cells'][0]['name']} treats them:")
     _table(
         ["place", "kind", "parameters", "MACs", "weights", "activations"],
         [
@@ -266,7 +264,7 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     )  # fmt: skip
     left = [p for p in found["coverage"] if not p["quantized"]]
     if left:
-        _say("at full precision:")
+        say("at full precision:")
     _table(
         ["place", "kind", "parameters", "MACs", "because"],
         [
@@ -277,7 +275,7 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     )  # fmt: skip
     total = sum(found["examples_to_run"].values())
     seconds = max(1, round(found["estimated_seconds"]))
-    _say(
+    say(
         f"cost: {total:,} rows to run, about {seconds} s at full precision's speed, training "
         "not counted; nothing was written"
     )
@@ -295,7 +293,7 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _say(text: str, style: str | None = None) -> None:
+def say(text: str, style: str | None = None) -> None:
     _console().print(escape(text), style=style)
 
 

@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from audit.issuer import issuer
 from audit.note import sweep_note
 from audit.store import Store
 from flows.conduct import conduct
@@ -22,11 +23,22 @@ from tasks.orchestrated import TASKS
     persist_result=False,
     validate_parameters=False,
 )
-def sweep(config: str, store: str = "mlruns", fresh: bool = False) -> dict[str, Any]:
+def sweep(
+    config: str,
+    store: str = "mlruns",
+    fresh: bool = False,
+    author: str = "",
+    key: str | None = None,
+) -> dict[str, Any]:
     """Sweeps one config; the tasks are load, reference, calibrate, each cell, decide, record."""
     path = Path(config)
     result = conduct(
-        read_plan(path), path.read_text(), Store(Path(store)), fresh=fresh, steps=TASKS
+        read_plan(path),
+        path.read_text(),
+        Store(Path(store)),
+        fresh=fresh,
+        steps=TASKS,
+        issuer=issuer(author, Path(key) if key else None),
     )
     headlines = {task["name"]: task["headline"] for task in result["tasks"]}
     create_markdown_artifact(sweep_note(result), key="halfstep-decision")
@@ -46,12 +58,14 @@ def sweep(config: str, store: str = "mlruns", fresh: bool = False) -> dict[str, 
     return result
 
 
-def run_flow(config: str, store: str, fresh: bool) -> dict[str, Any]:
+def run_flow(
+    config: str, store: str, fresh: bool, author: str = "", key: str | None = None
+) -> dict[str, Any]:
     """The flow as the command line runs it.
 
     Without heartbeats: their thread sleeps a second at the end of every flow, and a process that
     somebody watches needs none.
     """
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        result: dict[str, Any] = sweep(config, store, fresh)
+        result: dict[str, Any] = sweep(config, store, fresh, author, key)
     return result

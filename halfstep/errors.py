@@ -10,6 +10,14 @@ class UserError(Exception):
     """Bad config, model, data or arguments. Shown as one message, exit code 2, no traceback."""
 
 
+class Tampered(UserError):
+    """The evidence is not as it was recorded. Exit code 4."""
+
+
+class NotComparable(UserError):
+    """Two results under different protocols. Exit code 5."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says first; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

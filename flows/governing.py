@@ -1,0 +1,213 @@
+"""The commands of auditors and boards: verify, review, rollback, and the keys they sign with."""
+
+from __future__ import annotations
+
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.options import (
+    DEFAULT_STORE,
+    TAMPERED,
+    Comment,
+    Json,
+    Key,
+    Name,
+    Role,
+    StoreOption,
+    emit,
+    existing,
+)
+from halfstep.errors import UserError
+
+
+def verify(
+    run: Annotated[
+        str, typer.Argument(help="A sweep, a run, or the folder of an evidence pack; else all.")
+    ] = "",
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public key, or a folder of them: signatures by others do not count."),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="NUMBER:SHA256, or a file of them: written down before."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Recomputes every digest and the ledger; names each item that was changed. Exit code 4."""
+    from audit.signing import trusted_keys
+    from audit.verify import verify as check
+    from flows.show_audit import print_report
+
+    source, only = _source(run, store)
+    report = check(source, only, trusted_keys(trust or []), _heads(head or []))
+    emit(report.to_json(), as_json, print_report)
+    if report.findings:
+        raise typer.Exit(TAMPERED)
+
+
+def review(
+    sweep: Annotated[
+        str, typer.Argument(help="Sweep id, its start, or its run; else the newest.")
+    ] = "",
+    approve: Annotated[bool, typer.Option("--approve", help="It may be deployed.")] = False,
+    refuse: Annotated[bool, typer.Option("--refuse", help="It may not.")] = False,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Under which it may; may be given again.")
+    ] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(help="'METRIC: REASON' of a criterion that need not hold; or 'expiry: …'."),
+    ] = None,
+    until: Annotated[
+        str, typer.Option(help="Last day, YYYY-MM-DD; by default the decision's.")
+    ] = "",
+    name: Name = "",
+    role: Role = "",
+    comment: Comment = "",
+    key: Key = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve reviews as a Prefect deployment instead.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Shows a decision for sign-off; approves or refuses it, and moves the model's aliases."""
+    if serve:
+        from flows.review import serve_reviews
+
+        serve_reviews(existing(store))
+        return
+    from audit.review import OUTCOMES, Review, open_case, read_waivers
+    from audit.review import review as enter
+    from audit.signing import signer
+    from flows.show_audit import print_case, print_entry
+
+    found = existing(store)
+    if approve and refuse:
+        raise UserError("review: --approve and --refuse exclude each other")
+    conditions = tuple(condition or ())
+    if not (approve or refuse):
+        case = open_case(found, sweep)
+        if as_json or not sys.stdin.isatty():
+            emit(_case_json(case), as_json, print_case)
+            return
+        print_case(_case_json(case))
+        sweep = case.what["sweep_id"]
+        outcome, name, role, comment, conditions = _asked(name, role, comment, conditions)
+    else:
+        outcome = OUTCOMES[2] if refuse else OUTCOMES[1] if conditions else OUTCOMES[0]
+    said = Review(outcome, name, role, comment, conditions, read_waivers(waive or ()), _date(until))
+    said.check()
+    with found.writing(f"review of {sweep or 'the newest sweep'}"):
+        entry = enter(found, sweep, said, signer(key))
+    emit(dict(entry.body) | {"digest": entry.digest}, as_json, print_entry)
+
+
+def rollback(
+    subject: Annotated[str, typer.Argument(help="Name of the registered model.")],
+    name: Name = "",
+    role: Role = "",
+    comment: Comment = "",
+    key: Key = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Makes the previous champion of a model the champion again."""
+    from audit.review import rollback as enter
+    from audit.signing import signer
+    from flows.show_audit import print_entry
+
+    found = existing(store)
+    with found.writing(f"rollback of {subject}"):
+        entry = enter(found, subject, name, role, comment, signer(key))
+    emit(dict(entry.body) | {"digest": entry.digest}, as_json, print_entry)
+
+
+def keygen(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes.")],
+) -> None:
+    """Makes an Ed25519 key to sign with; HALFSTEP_SIGNING_PASSWORD encrypts it."""
+    import os
+
+    from audit.signing import PASSWORD_VARIABLE, make_key
+
+    public = make_key(file, os.environ.get(PASSWORD_VARIABLE))
+    print(f"{file}: private key, keep it to yourself\n{public}: public key, for `verify --trust`")
+
+
+def _source(run: str, store: Path) -> tuple[Any, str | None]:
+    """What to verify: a pack, or a store and one run of it."""
+    if run and Path(run).is_dir():
+        from audit.pack import Pack
+
+        return Pack(Path(run)), None
+    from audit.lookup import sweep_run
+    from audit.reading import TrackingStore
+
+    found = existing(store)
+    return TrackingStore(found), sweep_run(found, run) if run else None
+
+
+def _heads(texts: list[str]) -> list[tuple[int, tuple[str, ...]]]:
+    from audit.ledger import read_head
+
+    lines = [
+        line
+        for text in texts
+        for line in (Path(text).read_text().splitlines() if Path(text).is_file() else [text])
+        if line.strip()
+    ]
+    try:
+        return [read_head(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"--head: {error}") from error
+
+
+def _date(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError as error:
+        raise UserError(f"--until: {text!r} is not a day of the form YYYY-MM-DD") from error
+
+
+def _asked(
+    name: str, role: str, comment: str, conditions: tuple[str, ...]
+) -> tuple[str, str, str, str, tuple[str, ...]]:
+    """What was not given as an option, asked on the terminal."""
+    import click
+
+    from audit.review import CONDITIONALLY, OUTCOMES
+
+    outcome = typer.prompt("outcome", type=click.Choice(OUTCOMES))
+    if outcome == CONDITIONALLY and not conditions:
+        conditions = (typer.prompt("condition"),)
+    name = name or typer.prompt("your name")
+    role = role or typer.prompt("your role")
+    return outcome, name, role, comment or typer.prompt("why"), conditions
+
+
+def _case_json(case: Any) -> dict[str, Any]:
+    return {
+        "sweep_id": case.what["sweep_id"],
+        "run_id": case.what["run_id"],
+        "experiment_id": case.result["experiment_id"],
+        "verdict": case.what["verdict"],
+        "summary": case.result["decision"]["summary"],
+        "candidate": case.what["candidate"],
+        "author": case.what["author"],
+        "expires": case.what["expires"],
+        "model": case.what["model"],
+        "not_passed": case.failed,
+        "confirmation": [
+            finding["reason"]
+            for cell in case.result["confirmation"]
+            for finding in cell["findings"]
+        ],
+        "reviews": [one.body["what"] for one in case.reviews],
+    }
