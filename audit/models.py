@@ -22,6 +22,8 @@ class Version:
     name: str
     version: str
     model_id: str
+    source: str
+    """Where its files lie, as MLflow shows it."""
 
     @property
     def key(self) -> str:
@@ -71,7 +73,7 @@ def register(
             description=description,
             model_id=model.model_id,
         )
-    return Version(name, str(version.version), model.model_id)
+    return Version(name, str(version.version), model.model_id, version.source)
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

@@ -107,7 +107,13 @@ class TrackingStore:
                 ).artifact_location
         except MlflowException:
             return None
-        return FoundVersion(found.tags, found.run_id, found.description or "", self._hashed(place))
+        return FoundVersion(
+            found.tags,
+            found.run_id,
+            found.source,
+            found.description or "",
+            self._hashed(place),
+        )
 
     def aliases(self, name: str) -> Mapping[str, str]:
         return aliases(self._client, name)

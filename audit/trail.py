@@ -328,6 +328,7 @@ class Trail:
         )
         held = {
             "model_id": version.model_id,
+            "source": version.source,
             "run_id": run_id,
             "description": description,
             "files": record.files,

@@ -55,6 +55,7 @@ class FoundVersion:
 
     tags: Mapping[str, str]
     run_id: str | None
+    source: str
     description: str
     files: Mapping[str, str]
     """SHA-256 by path."""
@@ -165,26 +166,29 @@ def verify(
 def _read_ledger(source: Source, report: Report) -> tuple[list[Entry], list[Entry]]:
     """The entries in their order, and those that were begun and not finished."""
     try:
-        head = source.head() or ()
+        known = set(source.head() or ())
     except ValueError as error:
         report.add("ledger", [f"its head cannot be read: {error}"])
-        head = ()
-    entries, pending, runs = [], [], {}
+        known = set()
+    found = []
     for run in source.ledger():
-        where = f"ledger run {run.snapshot.name!r} ({run.snapshot.run_id})"
         try:
-            one = ledger.read_entry(run.files[ENTRY])
+            found.append((run, ledger.read_entry(run.files[ENTRY])))
         except (KeyError, ValueError):
             if run.snapshot.status == FINISHED and not run.deleted:
+                where = f"ledger run {run.snapshot.name!r} ({run.snapshot.run_id})"
                 report.add(where, [f"artifact {ENTRY} is gone or was changed"])
-            continue
-        if run.deleted:
-            if run.snapshot.status == FINISHED:
-                report.add(where, ["the run was deleted"])
-        elif run.snapshot.status == FINISHED or one.digest in head:
+    # What others follow, or was seen finished, was finished once, whatever its run says now.
+    known |= {*(source.witness() or ()), *(d for _, one in found for d in one.previous)}
+    entries, pending, runs = [], [], {}
+    for run, one in found:
+        if run.deleted and (run.snapshot.status == FINISHED or one.digest in known):
+            where = f"ledger run {run.snapshot.name!r} ({run.snapshot.run_id})"
+            report.add(where, ["the run was deleted"])
+        elif run.snapshot.status == FINISHED or one.digest in known:
             entries.append(one)
             runs[one.digest] = run
-        else:
+        elif not run.deleted:
             pending.append(one)
             report.notes.append(
                 f"entry {one.name} was begun and not finished: it does not count; run its command "
@@ -423,6 +427,9 @@ def _check_version(
 ) -> None:
     name, _, number = key.rpartition("/")
     where = f"model {name} version {number}"
+    if "files" not in wanted:
+        report.add(where, ["the entry that registered it is missing"])
+        return
     found = source.version(name, number)
     if found is None:
         if source.complete:
@@ -435,10 +442,9 @@ def _check_version(
     own = {n: v for n, v in found.tags.items() if n.startswith(PREFIX)}
     now = Snapshot("", "", "", "", 0, None, tags=own, artifacts=dict(found.files))
     report.add(where, differences(was, now))
-    if found.run_id != wanted["run_id"]:
-        report.add(where, [f"its run is {found.run_id}, recorded as {wanted['run_id']}"])
-    if found.description != wanted["description"]:
-        report.add(where, ["its description is not what was recorded"])
+    for what in ("run_id", "source", "description"):
+        if getattr(found, what) != wanted[what]:
+            report.add(where, [f"its {what} is not what was recorded"])
 
 
 def _check_unentered(source: Source, report: Report, entries: Sequence[Entry]) -> None:
