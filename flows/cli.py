@@ -168,7 +168,13 @@ def _run_sweep(
     return conduct(plan, config.read_text(encoding="utf-8"), Store(store), fresh=fresh, issuer=by)
 
 
-for command in (governing.verify, governing.review, governing.rollback, governing.keygen):
+for command in (
+    governing.verify,
+    governing.compare,
+    governing.review,
+    governing.rollback,
+    governing.keygen,
+):
     app.command()(command)
 
 

@@ -120,7 +120,7 @@ def _task(value: object, where: str, subject: Named) -> Task:
             f"{where}.name: {name!r} is not allowed: it names MLflow params and tags, so it is of "
             "letters, digits, spaces and the signs _ - ."
         )
-    evaluator = _evaluator(parse.required(task, "evaluator", where), f"{where}.evaluator")
+    evaluator = read_evaluator(parse.required(task, "evaluator", where), f"{where}.evaluator")
     rules = parse.required(task, "criteria", where)
     if not isinstance(rules, list) or not rules:
         raise UserError(
@@ -164,7 +164,7 @@ def _task(value: object, where: str, subject: Named) -> Task:
     )
 
 
-def _evaluator(value: object, where: str) -> Named:
+def read_evaluator(value: object, where: str) -> Named:
     """A name, or a mapping of a name with options."""
     settings: Mapping[str, Any] = {"name": value} if isinstance(value, str) else {}
     if isinstance(value, Mapping):

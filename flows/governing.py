@@ -1,4 +1,4 @@
-"""The commands of auditors and boards: verify, review, rollback, and the keys they sign with."""
+"""The commands of auditors and boards."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def verify(
     emit(report.to_json(), as_json, print_report)
     if report.findings:
         raise typer.Exit(TAMPERED)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A sweep, or a cell's run.")],
+    second: Annotated[str, typer.Argument(help="Another of its kind.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Two cells or two sweeps side by side; exit code 5 where their protocols differ."""
+    from flows.compare import compare as side_by_side
+    from flows.show_audit import print_comparison
+
+    emit(side_by_side(existing(store), first, second), as_json, print_comparison)
 
 
 def review(

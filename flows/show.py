@@ -105,7 +105,7 @@ def _print_cells(result: Mapping[str, Any]) -> None:
         ]
         for cell in result["cells"]
     ]
-    _table(["cell", "verdict", headline, "size", "why"], rows)
+    table(["cell", "verdict", headline, "size", "why"], rows)
 
 
 def _print_schemes(result: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ def _print_schemes(result: Mapping[str, Any]) -> None:
             ]
         )
     heads = [f"{task['name']} ({task['headline']})" for task in result["tasks"]]
-    _table(["cell", "verdict", "size", *heads], rows)
+    table(["cell", "verdict", "size", *heads], rows)
     say("")
     for cell in result["cells"]:
         if cell["verdict"] != "accept":
@@ -169,7 +169,7 @@ def print_sensitivity(found: Mapping[str, Any], store: Store) -> None:
         f"{found['metric_loss']:+.4f}{_interval(found, 'metric_loss')} on {found['examples']} "
         f"calibration examples of {found['task']}"
     )
-    _table(
+    table(
         ["rank", "site", "treated as", "error alone", "gone without it",
          f"{found['metric']} loss alone"],
         [[f"{row['rank']} ({row['rank_low']}-{row['rank_high']})", site_text(row), row["spec"],
@@ -193,7 +193,7 @@ def print_cell(found: Mapping[str, Any]) -> None:
     say(f"{found['name']} · {found['kind']} of sweep {found['sweep_id']} · {found['status']}")
     for line in found["note"].splitlines():
         say(line)
-    _table(["metric", "value"], [[k, f"{v:.6g}"] for k, v in sorted(found["metrics"].items())])
+    table(["metric", "value"], [[k, f"{v:.6g}"] for k, v in sorted(found["metrics"].items())])
 
 
 def print_list(found: Mapping[str, Any]) -> None:
@@ -209,7 +209,7 @@ def print_list(found: Mapping[str, Any]) -> None:
         ]
         for line in found["sweeps"]
     ]
-    _table(["sweep", "name", "started", "verdict", "cell", "subject"], rows)
+    table(["sweep", "name", "started", "verdict", "cell", "subject"], rows)
 
 
 def print_forecast(found: Mapping[str, Any]) -> None:
@@ -250,11 +250,11 @@ def print_forecast(found: Mapping[str, Any]) -> None:
          f"{c['bits_per_weight']:.2f}", f"{c['bit_operations_ratio']:.3f}"]
         for c in found["cells"]
     ]  # fmt: skip
-    _table(["cell", "weight bytes", "size", "bits/weight", "bit operations"], rows)
+    table(["cell", "weight bytes", "size", "bits/weight", "bit operations"], rows)
     parameters = sum(p["parameters"] for p in found["coverage"]) or 1
     macs = sum(p["macs"] for p in found["coverage"]) or 1
     say(f"sites, as {found['cells'][0]['name']} treats them:")
-    _table(
+    table(
         ["place", "kind", "parameters", "MACs", "weights", "activations"],
         [
             [p["place"], p["kind"], f"{p['parameters'] / parameters:.1%}",
@@ -265,7 +265,7 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     left = [p for p in found["coverage"] if not p["quantized"]]
     if left:
         say("at full precision:")
-    _table(
+    table(
         ["place", "kind", "parameters", "MACs", "because"],
         [
             [p["place"], p["kind"], f"{p['parameters'] / parameters:.1%}",
@@ -283,7 +283,7 @@ def print_forecast(found: Mapping[str, Any]) -> None:
 
 def print_checks(found: Mapping[str, Any]) -> None:
     """The doctor's findings."""
-    _table(
+    table(
         ["check", "status", "found"],
         [[c["check"], c["status"], c["found"]] for c in found["checks"]],
     )
@@ -297,7 +297,7 @@ def say(text: str, style: str | None = None) -> None:
     _console().print(escape(text), style=style)
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not sys.stdout.isatty():
         print("\t".join(headers))
         for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flows.show import COLOURS, say
+from flows.show import COLOURS, say, table
 
 
 def print_report(found: Mapping[str, Any]) -> None:
@@ -25,6 +25,50 @@ def print_report(found: Mapping[str, Any]) -> None:
         say("INTACT: everything is as it was recorded", style=COLOURS["ok"])
     else:
         say(f"TAMPERED: {len(found['findings'])} finding(s)", style=COLOURS["fail"])
+
+
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """Two cells metric by metric, or two sweeps cell by cell."""
+    for note in found["notes"]:
+        say(f"note: {note}")
+    one, two = found["first"], found["second"]
+    if found["kind"] == "cells":
+        say(f"first:  {one['name']} · {one['split']} · sweep {one['sweep_id']}")
+        say(f"second: {two['name']} · {two['split']} · sweep {two['sweep_id']}")
+        say(f"{found['examples']} examples in both, intervals of {found['confidence']:.0%}")
+        table(["metric", "first", "second", "difference", "interval", ""], [
+            [row["metric"], f"{row['first']:.4f}", f"{row['second']:.4f}",
+             f"{row['difference']:+.4f}", *_interval(row)]
+            for row in found["differences"]
+        ])  # fmt: skip
+        return
+    for name, side in (("first", one), ("second", two)):
+        say(f"{name}: sweep {side['sweep_id']} · {side['verdict']} · {side['cell'] or 'no cell'}")
+    rows = [[f"reference · {ref['task']}", "", *_headline(ref)] for ref in found["references"]]
+    rows += [
+        [f"{cell['name']} · {cell['task']}", " → ".join(cell["verdicts"]), *_headline(cell)]
+        for cell in found["cells"]
+    ]
+    say(f"intervals of {found['confidence']:.0%}")
+    heads = ["cell", "verdict", "metric", "first", "second", "difference", "interval", ""]
+    table(heads, rows)
+    for name in ("first", "second"):
+        for cell in found[f"only_{name}"]:
+            say(f"only in the {name}: {cell}")
+
+
+def _headline(found: Mapping[str, Any]) -> list[str]:
+    row = next((r for r in found["differences"] if r["metric"] == found["headline"]), None)
+    if row is None:
+        return [""] * 6
+    return [row["metric"], f"{row['first']:.4f}", f"{row['second']:.4f}",
+            f"{row['difference']:+.4f}", *_interval(row)]  # fmt: skip
+
+
+def _interval(row: Mapping[str, Any]) -> list[str]:
+    if row["low"] is None or row["high"] is None:
+        return ["not bounded", ""]
+    return [f"{row['low']:+.4f} to {row['high']:+.4f}", "differs" if row["certain"] else ""]
 
 
 def print_case(found: Mapping[str, Any]) -> None:

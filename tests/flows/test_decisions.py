@@ -159,7 +159,7 @@ def test_the_sensitivity_of_the_chosen_scheme_is_recorded(done):
         assert row["rank_low"] <= row["rank"] <= row["rank_high"]
     client = MlflowClient(store.tracking_uri)
     names = {item.path for item in client.list_artifacts(stage["run_id"])}
-    assert names == {"sensitivity.csv", "sensitivity.json", "sensitivity.png"}
+    assert names == {"evidence.json", "sensitivity.csv", "sensitivity.json", "sensitivity.png"}
 
 
 def test_the_decision_keeps_its_published_schema(done):

@@ -65,6 +65,7 @@ def test_the_flow_gives_the_same_decision_and_reads_well(server, tiny, store, tm
         f"{result['decision']['cell']} · digits · confirmation",
         "select",
         "decide",
+        f"variant · {result['decision']['cell']}",
         "record",
     }
     kinds = {a.key: a for a in artifacts}

@@ -136,7 +136,7 @@ def test_the_parent_holds_the_evidence(done, runs, tmp_path):
     assert names == sorted(
         ["cells.csv", "config/config.yaml", "config/plan.json", "config/protocol.json",
          "coverage.csv", "decision.json", "decision.md", "decision.schema.json",
-             "environment.json", "report.html", "subject.json", "sweep.json",
+             "environment.json", "evidence.json", "report.html", "subject.json", "sweep.json",
              "plots/size.png", "plots/pareto-size.png", "plots/sqnr_by_site.png",
              "plots/error_against_bound.png"]
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_each_cell_holds_its_tables_and_its_outcomes(done, runs, tmp_path):
     client, _, _ = runs
     cell = result["cells"][0]
     assert artifacts(client, cell["run_id"]) == [
-        "accumulators.csv", "certificate.csv", "coverage.csv", "metrics.json",
+        "accumulators.csv", "certificate.csv", "coverage.csv", "evidence.json", "metrics.json",
         "outcomes-selection.parquet", "qparams.safetensors", "scheme.json",
     ]  # fmt: skip
     data = download(client, cell["run_id"], "outcomes-selection.parquet", tmp_path)
