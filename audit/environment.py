@@ -193,7 +193,9 @@ def _blas() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
     keys = ("user_api", "internal_api", "version", "num_threads", "architecture")
-    return [{key: pool.get(key) for key in keys} for pool in threadpool_info()]
+    pools = [{key: pool.get(key) for key in keys} for pool in threadpool_info()]
+    # In the order of their names: that of loading differs from run to run.
+    return sorted(pools, key=lambda pool: [str(pool[key]) for key in keys])
 
 
 def _git(*arguments: str) -> str:

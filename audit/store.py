@@ -57,15 +57,19 @@ class Store:
     """A folder (``mlruns`` by default)."""
 
     path: Path
+    apart: bool = False
+    """True for a scratch store: embedded, whatever ``MLFLOW_TRACKING_URI`` says."""
 
     @property
     def tracking_uri(self) -> str:
         """``MLFLOW_TRACKING_URI``, or the embedded SQLite database."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.database}"
+        if self.embedded:
+            return f"sqlite:///{self.database}"
+        return os.environ["MLFLOW_TRACKING_URI"]
 
     @property
     def embedded(self) -> bool:
-        return not os.environ.get("MLFLOW_TRACKING_URI")
+        return self.apart or not os.environ.get("MLFLOW_TRACKING_URI")
 
     @property
     def shown_uri(self) -> str:

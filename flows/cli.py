@@ -171,6 +171,7 @@ def _run_sweep(
 for command in (
     governing.verify,
     governing.compare,
+    governing.reproduce,
     governing.review,
     governing.rollback,
     governing.keygen,

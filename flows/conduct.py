@@ -31,11 +31,13 @@ def conduct(
     fresh: bool = False,
     steps: Steps = PLAIN,
     issuer: Issuer = NOBODY,
+    registry: Store | None = None,
 ) -> dict[str, Any]:
     """Runs a sweep, or what is left of it, and returns its result (see `flows.result`).
 
     Args:
         issuer: who answers for the decision, and the key that signs it.
+        registry: the tracking store that a subject may come from; ``store`` by default.
 
     Raises:
         UserError: config, model, data or store are at fault.
@@ -45,7 +47,7 @@ def conduct(
     with ThreadPoolExecutor(1) as beside, clock.work("load"):
         environ = beside.submit(environment.capture)
         reporter().say("loading data and subject")
-        loaded = steps.load(plan, store)
+        loaded = steps.load(plan, store, registry)
     with store.writing(f"sweep of {plan.name!r}"):
         folder = store.sweep(loaded.sweep_key, fresh)
         finished = _finished(folder, store)

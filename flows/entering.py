@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.issuer import Issuer
-from audit.ledger import ANALYSIS, CANDIDATE, DECISION, Settings
+from audit.ledger import ANALYSIS, CANDIDATE, DECISION, REPRODUCTION, Entry, Settings
 from audit.note import sweep_note, variant_note
 from audit.spool import Record
+from audit.store import Store
+from halfstep.digest import digest_json
 
 if TYPE_CHECKING:
     from audit.trail import Trail
@@ -72,6 +74,34 @@ def enter_decision(
     }
     about = f"{result['experiment']} · {decision['verdict']}"
     trail.enter(DECISION, about, what, shows, sweep_note(result), sets)
+
+
+def enter_reproduction(store: Store, found: Mapping[str, Any], issuer: Issuer) -> Entry:
+    """Enters what a reproduction came to. The caller holds the store."""
+    from audit.ledger_runs import LedgerWriter
+    from audit.trail import connect
+
+    writer = LedgerWriter(store, connect(store), issuer.signer)
+    differing = [check for check in found["checks"] if not check["equal"]]
+    what = {
+        "run_id": found["run_id"],
+        "sweep_id": found["sweep_id"],
+        "status": found["status"],
+        "checks": len(found["checks"]),
+        "differing": differing,
+        "implementation": found["implementation"],
+        "environment": list(found["environment"]),
+        "author": issuer.name,
+    }
+    shows = {
+        "tags": {"sweep_id": found["sweep_id"], "outcome": found["status"], "by": issuer.name},
+        "note": f"{found['says']}. Sweep {found['sweep_id']}, run `{found['run_id']}`; "
+        f"{len(differing)} of {len(found['checks'])} checks differ.",
+    }
+    key = f"{found['run_id']}:{digest_json(what)}"
+    return writer.append(
+        REPRODUCTION, key, f"{found['sweep_id']} · {found['status']}", what, Settings(), shows
+    )
 
 
 def enter_analysis(

@@ -11,7 +11,9 @@ import typer
 
 from flows.options import (
     DEFAULT_STORE,
+    DIFFERS,
     TAMPERED,
+    Author,
     Comment,
     Json,
     Key,
@@ -62,6 +64,40 @@ def compare(
     from flows.show_audit import print_comparison
 
     emit(side_by_side(existing(store), first, second), as_json, print_comparison)
+
+
+def reproduce(
+    run: Annotated[
+        str, typer.Argument(help="A sweep, or a cell's run; else the newest sweep.")
+    ] = "",
+    keep: Annotated[Path | None, typer.Option(help="Keep what was run in this new folder.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Enter the outcome in the ledger.")
+    ] = False,
+    author: Author = "",
+    key: Key = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Runs it again from what was recorded, and compares; exit code 6 where it differs."""
+    from audit.issuer import issuer
+    from flows.entering import enter_reproduction
+    from flows.reproduce import REPRODUCED
+    from flows.reproduce import reproduce as again
+    from flows.show import progress_bar
+    from flows.show_audit import print_entry, print_reproduction
+
+    found, by = existing(store), issuer(author, key)
+    with progress_bar():
+        outcome = again(found, run, keep)
+    emit(outcome, as_json, print_reproduction)
+    if record:
+        with found.writing("recording a reproduction"):
+            entry = enter_reproduction(found, outcome, by)
+        if not as_json:
+            print_entry(dict(entry.body) | {"digest": entry.digest})
+    if outcome["status"] not in REPRODUCED:
+        raise typer.Exit(DIFFERS)
 
 
 def review(

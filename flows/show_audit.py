@@ -71,6 +71,24 @@ def _interval(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['low']:+.4f} to {row['high']:+.4f}", "differs" if row["certain"] else ""]
 
 
+def print_reproduction(found: Mapping[str, Any]) -> None:
+    """What differs, beside what differs in code and environment; then the verdict."""
+    different = [check for check in found["checks"] if not check["equal"]]
+    for check in different:
+        say(f"{check['what']}: recorded {_short(check['recorded'])}, now {_short(check['now'])}")
+    for what in ("implementation", "environment"):
+        if different or what == "implementation":
+            for text in found[what]:
+                say(f"{what} differs: {text}")
+    say(f"{len(found['checks'])} checks, {len(different)} differ; sweep {found['sweep_id']}")
+    say(found["says"], style=COLOURS["fail" if different else "ok"])
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:16]}…"
+
+
 def print_case(found: Mapping[str, Any]) -> None:
     """What a reviewer signs."""
     say(f"sweep {found['sweep_id']} · run {found['run_id']}")

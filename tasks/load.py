@@ -86,14 +86,18 @@ class Loaded:
         return [*self.subject.notes, *self.data.notes]
 
 
-def load(plan: Plan, store: Store) -> Loaded:
+def load(plan: Plan, store: Store, registry: Store | None = None) -> Loaded:
     """Loads data and subject and prepares what every cell shares.
+
+    Args:
+        store: where trained subjects and prepared data are kept.
+        registry: the tracking store that ``models:/`` and ``runs:/`` name; the same by default.
 
     Raises:
         UserError: the data or the model cannot be used; nothing has been recorded then.
     """
     set_up(plan.compute)
-    context = Context(store.path / CACHE, lambda address: fetch(store, address))
+    context = Context(store.path / CACHE, lambda address: fetch(registry or store, address))
     data = read_data(plan, context)
     before = time.perf_counter()
     subject = plan.subject.load(data.pools, context)
