@@ -174,6 +174,7 @@ for command in (
     governing.reproduce,
     governing.review,
     governing.rollback,
+    governing.export,
     governing.keygen,
 ):
     app.command()(command)

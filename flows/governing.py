@@ -43,11 +43,21 @@ def verify(
 ) -> None:
     """Recomputes every digest and the ledger; names each item that was changed. Exit code 4."""
     from audit.signing import trusted_keys
-    from audit.verify import verify as check
     from flows.show_audit import print_report
 
-    source, only = _source(run, store)
-    report = check(source, only, trusted_keys(trust or []), _heads(head or []))
+    keys, heads = trusted_keys(trust or []), _heads(head or [])
+    if run and Path(run).is_dir():
+        from audit.pack import verify_pack
+
+        report = verify_pack(Path(run), keys, heads)
+    else:
+        from audit.lookup import sweep_run
+        from audit.reading import TrackingStore
+        from audit.verify import verify as check
+
+        found = existing(store)
+        only = sweep_run(found, run) if run else None
+        report = check(TrackingStore(found), only, keys, heads)
     emit(report.to_json(), as_json, print_report)
     if report.findings:
         raise typer.Exit(TAMPERED)
@@ -178,6 +188,21 @@ def rollback(
     emit(dict(entry.body) | {"digest": entry.digest}, as_json, print_entry)
 
 
+def export(
+    sweep: Annotated[str, typer.Argument(help="Sweep id, its start, or its run.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    key: Key = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Writes the evidence pack: it verifies on a machine without the store."""
+    from audit.pack import export as write
+    from audit.signing import signer
+    from flows.show_audit import print_pack
+
+    emit(write(existing(store), sweep, folder, signer(key)), as_json, print_pack)
+
+
 def keygen(
     file: Annotated[Path, typer.Argument(help="Where the private key goes.")],
 ) -> None:
@@ -188,19 +213,6 @@ def keygen(
 
     public = make_key(file, os.environ.get(PASSWORD_VARIABLE))
     print(f"{file}: private key, keep it to yourself\n{public}: public key, for `verify --trust`")
-
-
-def _source(run: str, store: Path) -> tuple[Any, str | None]:
-    """What to verify: a pack, or a store and one run of it."""
-    if run and Path(run).is_dir():
-        from audit.pack import Pack
-
-        return Pack(Path(run)), None
-    from audit.lookup import sweep_run
-    from audit.reading import TrackingStore
-
-    found = existing(store)
-    return TrackingStore(found), sweep_run(found, run) if run else None
 
 
 def _heads(texts: list[str]) -> list[tuple[int, tuple[str, ...]]]:

@@ -109,6 +109,16 @@ def print_case(found: Mapping[str, Any]) -> None:
     )
 
 
+def print_pack(found: Mapping[str, Any]) -> None:
+    """A pack that was written."""
+    say(f"{found['folder']}: {found['files']} files, {found['bytes'] / 2**20:.1f} MiB, sweep "
+        f"{found['sweep_id']}")  # fmt: skip
+    signed = found["signed_by"]
+    say(f"signed by key {signed[:16]}" if signed else "not signed (--key FILE signs)")
+    say(f"mapping.md shows {found['gaps']} gaps; model-card.md has parts for you to fill in")
+    say(f"check it anywhere: halfstep verify {found['folder']}")
+
+
 def print_entry(found: Mapping[str, Any]) -> None:
     """An entry that was made."""
     say(f"entered in the ledger as {found['number']} · {found['kind']} · {found['about']}")
