@@ -22,12 +22,15 @@ def sweep_note(result: Mapping[str, Any], signed_off: Sequence[str] = ()) -> str
     lines = [
         f"# {MARKS[decision['verdict']]}: {decision['cell'] or 'no cell may be deployed'}",
         "",
-        decision["summary"] + f". Holds until {result['issued']['expires']}.",
+        f"{decision['summary']}. Holds until {result['issued']['expires']}. **Signed off**: "
+        + (signed_off[-1] if signed_off else _not_signed(result))
+        + ".",
         "",
-        "**Who signed off**",
-        "",
-        *[f"- {text}" for text in signed_off or [_not_signed(result)]],
-        "",
+        *(
+            ["**Earlier**", "", *[f"- {text}" for text in signed_off[:-1]], ""]
+            if len(signed_off) > 1
+            else []
+        ),
         "**Criteria** (declared before the first cell ran)",
         "",
         *[
@@ -100,7 +103,7 @@ def environment_text(found: Mapping[str, Any]) -> str:
 
 def _not_signed(result: Mapping[str, Any]) -> str:
     return (
-        f"Nobody yet: declared author {result['issued']['author']}; another person reviews with "
+        f"nobody yet; declared author {result['issued']['author']}, another person reviews with "
         f"`halfstep review {result['sweep_id']}`"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from audit.heatmap import heat_map
 from audit.note import MARKS, criterion_text, named, reference_text, site_text
 from audit.plots import (
     error_against_bound,
@@ -75,11 +76,41 @@ def report_html(
         coverage=coverage,
         marks=MARKS,
         criterion_text=criterion_text,
+        heat_map=heat_map,
+        sections=_sections(result),
         figure=lambda task: _figure(task, result),
         named=named,
         reference_text=reference_text,
         site_text=site_text,
     )
+
+
+SECTIONS = (
+    ("criteria", "Criteria"),
+    ("confirmation", "Confirmation"),
+    ("the-matrix", "The matrix"),
+    ("mixed-precision", "Mixed precision"),
+    ("sensitivity", "Sensitivity"),
+    ("certificate", "Certificate"),
+    ("coverage", "Coverage"),
+    ("calibration-data", "Calibration data"),
+    ("data-and-protocol", "Data and protocol"),
+    ("environment", "Environment"),
+    ("assumptions", "Assumptions"),
+    ("limits", "Limits"),
+    ("verify", "How to verify"),
+    ("reproduce", "How to reproduce"),
+)
+
+
+def _sections(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Anchor and title of each section that this page has."""
+    has = {
+        "confirmation": bool(result["confirmation"]),
+        "mixed-precision": "mixed" in result["stages"],
+        "sensitivity": "sensitivity" in result["stages"],
+    }
+    return [section for section in SECTIONS if has.get(section[0], True)]
 
 
 def _figure(task: str, result: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-from audit import artifacts, models, spool  # noqa: E402
+from audit import artifacts, models, spool, view  # noqa: E402
 from audit.evidence import (  # noqa: E402
     EVIDENCE,
     NOTE,
@@ -287,6 +287,10 @@ class Trail:
     def entered(self) -> Entry | None:
         """The ledger's entry of this sweep's decision, where there is one already."""
         return self._ledger.find(DECISION, self._sweep_id)
+
+    def offer_view(self, headlines: Sequence[str]) -> None:
+        """Leaves the auditors' view of the runs table."""
+        self._client.set_experiment_tag(self._experiment_id, view.TAG, view.view_tag(headlines))
 
     def enter(
         self,

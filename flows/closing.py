@@ -85,6 +85,7 @@ def close(
 
         def enter(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
             trail.attach(parent_id, "sweep.json", data)
+            trail.offer_view([task["headline"] for task in result["tasks"]])
             evidence = _close_parent(trail, parent_id, result, record)
             enter_decision(trail, parent_id, evidence, result, variant)
 

@@ -84,11 +84,14 @@ def print_sweep(result: Mapping[str, Any], store: Store) -> None:
 
 def _where(result: Mapping[str, Any], store: Store) -> None:
     """The run's page in the MLflow UI."""
-    page = f"experiments/{result['experiment_id']}/runs/{result['run_id']}"
+    experiment = f"experiments/{result['experiment_id']}/runs"
     server = "http://127.0.0.1:5000" if store.embedded else store.shown_uri.rstrip("/")
     if store.embedded:
         say(f"look: halfstep ui --store {store.path}, then")
-    say(f"{server}/#/{page}?workflowType=machine_learning")
+    say(f"{server}/#/{experiment}/{result['run_id']}?workflowType=machine_learning")
+    if "cells" in result:
+        table_of = f"{experiment}?workflowType=machine_learning&viewStateShareKey=audit"
+        say(f"all cells in a table: {server}/#/{table_of}")
 
 
 def _print_cells(result: Mapping[str, Any]) -> None:
