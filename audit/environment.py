@@ -86,7 +86,7 @@ def capture() -> dict[str, dict[str, Any]]:
             "commit": lambda: _git("rev-parse", "HEAD"),
             "dirty_diff_sha256": lambda: digest_bytes(_git("diff", "HEAD").encode()),
             "untracked_files": lambda: len(_git("ls-files", "-o", "--exclude-standard").split()),
-            "remote": lambda: without_credentials(_git("remote", "get-url", "origin")),
+            "remote": lambda: without_credentials(_git("config", "--get", "remote.origin.url")),
             "arguments": lambda: [private(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]]],
             "started": lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "timezone": lambda: list(time.tzname),
@@ -208,5 +208,5 @@ def _git(*arguments: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(private(done.stderr.strip() or "git failed"))
+        raise RuntimeError(private(done.stderr.strip() or "git knows none"))
     return done.stdout.strip() if arguments[0] != "diff" else done.stdout
