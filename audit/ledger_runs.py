@@ -25,7 +25,7 @@ from audit.ledger import ENTRY, Entry, Place, Settings, record_of
 from audit.models import set_aliases
 from audit.signing import ENVELOPE, PUBLIC_KEY, Signer
 from audit.store import Store
-from halfstep.errors import UserError
+from halfstep.errors import Tampered, UserError
 
 HEAD = PREFIX + "head"
 WITNESS = "ledger.jsonl"
@@ -46,8 +46,9 @@ class LedgerWriter:
     def find(self, kind: str, key: str) -> Entry | None:
         """The entry of an event that was entered before."""
         found = experiment(self.client)
-        if found is None:
+        if found is None or found.lifecycle_stage == "deleted":
             return None
+        self._tidy(found.experiment_id)
         runs = self.client.search_runs(
             [found.experiment_id],
             f"tags.`{PREFIX}record` = '{record_of(kind, key)}' AND attributes.status = 'FINISHED'",
@@ -68,7 +69,7 @@ class LedgerWriter:
         earlier = self.find(kind, key)
         if earlier is not None:
             return earlier
-        place, home = self._place(), self._experiment_id()
+        place, home = self._head(), self._experiment_id()
         if place == ledger.START:
             sets = sets.then(Settings(experiments={home: {NOTE: NOTE_TEXT}}))
         keyid = self.signer.keyid if self.signer else None
@@ -109,26 +110,33 @@ class LedgerWriter:
         except MlflowException:  # made by another process in between
             return self._experiment_id()
 
-    def _place(self) -> Place:
-        """After the head; what a crash left open is closed first."""
-        place = head(self.client) or ledger.START
-        found = experiment(self.client)
-        if found is not None and self.store.embedded:
-            for run in self.client.search_runs(
-                [found.experiment_id], "attributes.status = 'RUNNING'"
-            ):
-                entered = run.data.tags.get(PREFIX + "digest") in place.previous
-                made = read(self.client, run) if entered else None
-                if made is not None:
-                    self._close(run.info.run_id, made)
-                else:
-                    self.client.set_terminated(run.info.run_id, "KILLED")
-        return place
+    def _head(self) -> Place:
+        """Where the next entry goes."""
+        try:
+            return head(self.client) or ledger.START
+        except ValueError as error:
+            raise Tampered(
+                f"the ledger's head cannot be read ({error}); `halfstep verify` says more"
+            ) from error
+
+    def _tidy(self, experiment_id: str) -> None:
+        """Closes what a crash left open: as an entry where the head names it. Only where no other
+        machine may be at work on it."""
+        if not self.store.embedded:
+            return
+        ends = self._head().previous
+        for run in self.client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+            entered = run.data.tags.get(PREFIX + "digest") in ends
+            made = read(self.client, run) if entered else None
+            if made is not None:
+                self._close(run.info.run_id, made)
+            else:
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _move_head(self, experiment_id: str, made: Entry) -> None:
         """What another machine entered meanwhile stays among the ends of the chain."""
         while True:
-            now = head(self.client) or ledger.START
+            now = self._head()
             if made.digest in now.previous:
                 return
             ends = sorted({*now.previous, made.digest} - set(made.previous))

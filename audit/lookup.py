@@ -104,6 +104,7 @@ def _line(run: Run) -> dict[str, Any]:
         "status": run.info.status.lower(),
         "verdict": tags.get(PREFIX + "verdict"),
         "cell": tags.get(PREFIX + "cell"),
+        "signed_off": tags.get(PREFIX + "signed_off"),
         "subject_digest": tags.get(PREFIX + "subject_digest"),
         "protocol_digest": tags.get(PREFIX + "protocol_digest"),
     }

@@ -179,7 +179,9 @@ def _read_ledger(source: Source, report: Report) -> tuple[list[Entry], list[Entr
                 where = f"ledger run {run.snapshot.name!r} ({run.snapshot.run_id})"
                 report.add(where, [f"artifact {ENTRY} is gone or was changed"])
     # What others follow, or was seen finished, was finished once, whatever its run says now.
-    known |= {*(source.witness() or ()), *(d for _, one in found for d in one.previous)}
+    over = {*(source.witness() or ()), *(d for _, one in found for d in one.previous)}
+    closing = {one.digest for run, one in found if run.snapshot.status == "RUNNING"} - over
+    known |= over
     entries, pending, runs = [], [], {}
     for run, one in found:
         if run.deleted and (run.snapshot.status == FINISHED or one.digest in known):
@@ -188,6 +190,10 @@ def _read_ledger(source: Source, report: Report) -> tuple[list[Entry], list[Entr
         elif run.snapshot.status == FINISHED or one.digest in known:
             entries.append(one)
             runs[one.digest] = run
+            if one.digest in closing:
+                report.notes.append(
+                    f"entry {one.name} was entered and not closed: run its command again"
+                )
         elif not run.deleted:
             pending.append(one)
             report.notes.append(
@@ -199,7 +205,10 @@ def _read_ledger(source: Source, report: Report) -> tuple[list[Entry], list[Entr
         run = runs[one.digest]
         report.items += len(one.tags) + len(run.files)
         where = f"ledger entry {one.name} ({run.snapshot.run_id})"
-        report.add(where, differences(_expected_run(one, run, expected), run.snapshot))
+        wanted = _expected_run(one, run, expected)
+        if one.digest in closing:
+            wanted.status, wanted.ended = run.snapshot.status, run.snapshot.ended
+        report.add(where, differences(wanted, run.snapshot))
     report.entries = len(entries)
     return sorted(entries, key=lambda one: (one.number, one.at, one.digest)), pending
 

@@ -93,7 +93,7 @@ def close(
         recorder.wait()
     else:  # killed after the last entry and before the result was left here
         data = recorder.stored("sweep.json")
-        result = json.loads(data)
+        result = json.loads(data) | {"cells_reused": result["cells_reused"]}
     staging = folder.result.with_suffix(f".{os.getpid()}")
     staging.write_bytes(data)
     staging.replace(folder.result)

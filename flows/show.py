@@ -208,11 +208,12 @@ def print_list(found: Mapping[str, Any]) -> None:
             time.strftime("%Y-%m-%d %H:%M", time.localtime(line["started"] / 1000)),
             line["verdict"] or line["status"],
             line["cell"] or "-",
+            line["signed_off"] or "-",
             (line["subject_digest"] or "")[:12],
         ]
         for line in found["sweeps"]
     ]
-    table(["sweep", "name", "started", "verdict", "cell", "subject"], rows)
+    table(["sweep", "name", "started", "verdict", "cell", "signed off", "subject"], rows)
 
 
 def print_forecast(found: Mapping[str, Any]) -> None:

@@ -11,6 +11,9 @@ from collections import Counter
 import pytest
 from mlflow.tracking import MlflowClient
 
+from audit.reading import TrackingStore
+from audit.verify import verify
+
 COMMAND = [sys.executable, "-m", "flows.cli", "sweep"]
 
 
@@ -94,6 +97,8 @@ POINTS = {
     "half the cells": lambda s: committed(s, "cell", 8),
     "confirmed": lambda s: committed(s, "confirmation"),
     "decided": lambda s: committed(s, "decision"),
+    "variant registered": lambda s: lambda: any(s.artifacts.glob("tiny/models/*")),
+    "entered in the ledger": lambda s: (s.path / "ledger.jsonl").exists,
 }
 
 
@@ -107,6 +112,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(point, tiny, store, whole):
     assert evidence(result) == expected
     assert result["cells_reused"] == kept
     assert run_counts(store) == counts
+    assert verify(TrackingStore(store)).findings == []
     again = finish(path, store)
     assert again["reused"]
     assert len(records(store, "cell")) == cells
