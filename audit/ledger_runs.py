@@ -28,7 +28,6 @@ from audit.store import Store
 from halfstep.errors import Tampered, UserError
 
 HEAD = PREFIX + "head"
-WITNESS = "ledger.jsonl"
 NOTE_TEXT = (
     "The ledger of halfstep: one run for each decision, review and rollback; each holds the digest "
     "of the one before it. `halfstep verify` checks the chain and all that it names."
@@ -116,7 +115,7 @@ class LedgerWriter:
             return head(self.client) or ledger.START
         except ValueError as error:
             raise Tampered(
-                f"the ledger's head cannot be read ({error}); `halfstep verify` says more"
+                f"the ledger is damaged: {error}; `halfstep verify` says more"
             ) from error
 
     def _tidy(self, experiment_id: str) -> None:
@@ -148,7 +147,7 @@ class LedgerWriter:
         seen = {"number": made.number, "kind": made.kind, "digest": made.digest,
                 "store": _name(self.store)}  # fmt: skip
         self.store.path.mkdir(parents=True, exist_ok=True)
-        with (self.store.path / WITNESS).open("a", encoding="utf-8") as file:
+        with self.store.witness.open("a", encoding="utf-8") as file:
             file.write(json.dumps(seen) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -194,7 +193,7 @@ def head(client: MlflowClient) -> Place | None:
         value = json.loads(text)
         return Place(int(value["number"]) + 1, tuple(value["digests"]))
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"tag {HEAD} is {text!r}") from error
+        raise ValueError(f"its head cannot be read: tag {HEAD} is {text!r}") from error
 
 
 def read(client: MlflowClient, run: Run) -> Entry | None:
@@ -223,13 +222,22 @@ def runs(client: MlflowClient) -> list[Run]:
 
 def witnessed(store: Store) -> dict[str, int] | None:
     """The digests that were appended from here to this tracking store, each with its number; None
-    where there is no witness."""
+    where there is no witness.
+
+    Raises:
+        ValueError: a line of it is not as it was written.
+    """
     try:
-        lines = (store.path / WITNESS).read_text(encoding="utf-8").splitlines()
+        lines = store.witness.read_bytes().splitlines()
     except OSError:
         return None
-    found = [json.loads(line) for line in lines if line.strip()]
-    return {one["digest"]: one["number"] for one in found if one["store"] == _name(store)}
+    try:
+        found = [json.loads(line) for line in lines if line.strip()]
+        return {str(f["digest"]): int(f["number"]) for f in found if f["store"] == _name(store)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{store.witness.name} holds a line that is no entry's ({error})"
+        ) from error
 
 
 def _name(store: Store) -> str:

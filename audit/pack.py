@@ -28,7 +28,7 @@ from audit.review import Case, open_case
 from audit.signing import ENVELOPE, PACK_TYPE, PUBLIC_KEY, Signer
 from audit.store import Store
 from audit.verify import Finding, LedgerRun, Report, verify
-from halfstep.digest import digest_bytes
+from halfstep.digest import digest_bytes, digest_file
 from halfstep.errors import Tampered, UserError
 
 SUMS, HEAD, RUN = "SHA256SUMS", "head.json", "run.json"
@@ -144,7 +144,7 @@ def _sums(folder: Path) -> bytes:
     """As ``sha256sum`` writes them."""
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     lines = [
-        f"{digest_bytes(path.read_bytes())}  {name}\n"
+        f"{digest_file(path)}  {name}\n"
         for name, path in sorted(found.items())
         if name not in UNSIGNED
     ]
@@ -183,7 +183,7 @@ class Pack:
     def snapshot(self, run_id: str, metrics: Iterable[str]) -> Snapshot | None:
         folder = self._folder / "runs" / run_id
         artifacts = {
-            path.relative_to(folder / "artifacts").as_posix(): digest_bytes(path.read_bytes())
+            path.relative_to(folder / "artifacts").as_posix(): digest_file(path)
             for path in sorted((folder / "artifacts").rglob("*"))
             if path.is_file()
         }

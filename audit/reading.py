@@ -19,7 +19,7 @@ from audit.signing import ENVELOPE, PUBLIC_KEY
 from audit.store import Store
 from audit.trail import connect, described_input
 from audit.verify import FoundVersion, LedgerRun, SweepRun
-from halfstep.digest import digest_bytes
+from halfstep.digest import digest_file
 
 
 class TrackingStore:
@@ -175,7 +175,7 @@ class TrackingStore:
         """SHA-256 of every file at an address, but for `EVIDENCE`."""
         with self._folder(address) as folder:
             return {
-                path: digest_bytes(file.read_bytes())
+                path: digest_file(file)
                 for file in sorted(folder.rglob("*"))
                 if file.is_file()
                 for path in [file.relative_to(folder).as_posix()]

@@ -81,6 +81,11 @@ class Store:
         return self.path.absolute() / "mlflow.db"
 
     @property
+    def witness(self) -> Path:
+        """What was entered in the ledger from here."""
+        return self.path / "ledger.jsonl"
+
+    @property
     def artifacts(self) -> Path:
         return self.path.absolute() / "artifacts"
 

@@ -88,8 +88,8 @@ def check_database(path: Path) -> None:
     if head != b"SQLite format 3\0":
         what = "is empty" if not head else "is not an SQLite database"
         raise UserError(
-            f"tracking store {path} {what}. Restore it from a backup; or move it away and run the "
-            "sweep again: what the spool holds is recorded anew"
+            f"tracking store {path} {what}. Restore it from a backup; or move it and "
+            "ledger.jsonl away and run the sweep again: what the spool holds is recorded anew"
         )
 
 

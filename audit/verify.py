@@ -9,10 +9,10 @@ elsewhere, shows that too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from securesystemslib.signer import Key
 
@@ -69,7 +69,10 @@ class Source(Protocol):
         """Raises ValueError where what is named is no head."""
         ...
 
-    def witness(self) -> Mapping[str, int] | None: ...
+    def witness(self) -> Mapping[str, int] | None:
+        """Raises ValueError where it holds something else."""
+        ...
+
     def snapshot(self, run_id: str, metrics: Iterable[str]) -> Snapshot | None:
         """A run that is there and not deleted."""
         ...
@@ -143,8 +146,14 @@ def verify(
         known_heads: ends of the chain that were written down before.
     """
     report = Report()
-    entries, pending = _read_ledger(source, report)
-    _check_chain(source, report, entries, known_heads)
+    head, witness = _read(source.head, report), _read(source.witness, report)
+    entries, pending = _read_ledger(source, report, {*(head or ())}, {*(witness or ())})
+    _check_chain(report, entries, head, witness, known_heads)
+    if witness is None and entries and source.complete:
+        report.notes.append(
+            "this store has no witness of what was appended from here: a database that was "
+            "replaced by an older copy shows only against a head that was written down (--head)"
+        )
     _check_signatures(source, report, entries, trusted)
     expected = ledger.replay(entries)
     chosen = [
@@ -163,13 +172,22 @@ def verify(
     return report
 
 
-def _read_ledger(source: Source, report: Report) -> tuple[list[Entry], list[Entry]]:
-    """The entries in their order, and those that were begun and not finished."""
+T = TypeVar("T")
+
+
+def _read(what: Callable[[], T | None], report: Report) -> T | None:
+    """What a source says, or None where it cannot be read: that is a finding."""
     try:
-        known = set(source.head() or ())
+        return what()
     except ValueError as error:
-        report.add("ledger", [f"its head cannot be read: {error}"])
-        known = set()
+        report.add("ledger", [str(error)])
+        return None
+
+
+def _read_ledger(
+    source: Source, report: Report, head: set[str], witness: set[str]
+) -> tuple[list[Entry], list[Entry]]:
+    """The entries in their order, and those that were begun and not finished."""
     found = []
     for run in source.ledger():
         try:
@@ -179,9 +197,9 @@ def _read_ledger(source: Source, report: Report) -> tuple[list[Entry], list[Entr
                 where = f"ledger run {run.snapshot.name!r} ({run.snapshot.run_id})"
                 report.add(where, [f"artifact {ENTRY} is gone or was changed"])
     # What others follow, or was seen finished, was finished once, whatever its run says now.
-    over = {*(source.witness() or ()), *(d for _, one in found for d in one.previous)}
+    over = witness | {digest for _, one in found for digest in one.previous}
     closing = {one.digest for run, one in found if run.snapshot.status == "RUNNING"} - over
-    known |= over
+    known = head | over
     entries, pending, runs = [], [], {}
     for run, one in found:
         if run.deleted and (run.snapshot.status == FINISHED or one.digest in known):
@@ -238,26 +256,17 @@ def _with(tags: Mapping[str, str], later: Mapping[str, str | None]) -> dict[str,
 
 
 def _check_chain(
-    source: Source,
     report: Report,
     entries: Sequence[Entry],
+    head: Sequence[str] | None,
+    witness: Mapping[str, int] | None,
     known_heads: Sequence[tuple[int, tuple[str, ...]]],
 ) -> None:
-    try:
-        head = source.head()
-    except ValueError:  # reported already
-        head = None
     report.add("ledger", ledger.chain_faults(entries, head))
     digests = {one.digest for one in entries}
     if entries:
         place = ledger.after(entries)
         report.head = ledger.head_text(place.number - 1, place.previous)
-    witness = source.witness()
-    if witness is None and entries and source.complete:
-        report.notes.append(
-            "this store has no witness of what was appended from here: a database that was "
-            "replaced by an older copy shows only against a head that was written down (--head)"
-        )
     for digest, number in (witness or {}).items():
         if digest not in digests:
             what = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfstep.errors import UserError
+from halfstep.errors import Tampered, UserError
 
 if TYPE_CHECKING:
     from audit.store import Store
@@ -49,6 +49,11 @@ def existing(store: Path) -> Store:
 
     found = Store(store)
     if found.embedded and not found.database.exists():
+        if found.witness.exists():
+            raise Tampered(
+                f"store {store}: the database {found.database.name} is gone, but "
+                f"{found.witness.name} names what was recorded in it; restore it from a backup"
+            )
         raise UserError(
             f"store {store} holds no recorded sweep yet; make one with: halfstep sweep CONFIG"
         )

@@ -523,3 +523,26 @@ def test_one_sweep_alone(store):
     client.log_param(run[first], "planted", "x")
     assert verify(TrackingStore(store), run[second]).findings == []
     assert len(verify(TrackingStore(store), run[first]).findings) == 1
+
+
+def test_a_damaged_witness_is_a_finding(store):
+    with (store.path / "ledger.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert any("ledger.jsonl holds a line" in text for text in findings(store))
+
+
+def test_without_a_witness_a_note_says_what_is_lost(store):
+    (store.path / "ledger.jsonl").unlink()
+    report = verify(TrackingStore(store))
+    assert report.findings == []
+    assert "no witness" in report.notes[0]
+
+
+def test_a_database_that_is_gone_is_not_an_empty_store(recorded, tmp_path):
+    from flows.options import existing
+    from halfstep.errors import Tampered
+
+    shutil.copytree(recorded[0].path, tmp_path / "mlruns")
+    (tmp_path / "mlruns" / "mlflow.db").unlink()
+    with pytest.raises(Tampered, match=r"is gone, but ledger\.jsonl names what was recorded"):
+        existing(tmp_path / "mlruns")

@@ -32,7 +32,9 @@ def test_json_is_the_only_thing_on_standard_output(tiny, store):
         json.loads(again.stdout)
         assert again.stderr == ""
     plain = halfstep("list", "--store", store.path)
-    assert plain.stdout.splitlines()[0] == "sweep\tname\tstarted\tverdict\tcell\tsubject"
+    assert (
+        plain.stdout.splitlines()[0] == "sweep\tname\tstarted\tverdict\tcell\tsigned off\tsubject"
+    )
     shown = halfstep("show", "--store", store.path)
     assert "REJECT: No cell was accepted" in shown.stdout
 
