@@ -19,7 +19,7 @@ from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from audit import artifacts, ledger, signing
+from audit import artifacts, ledger, signing, view
 from audit.evidence import NOTE, PREFIX
 from audit.ledger import ENTRY, Entry, Place, Settings, record_of
 from audit.models import set_aliases
@@ -102,7 +102,11 @@ class LedgerWriter:
             )
         if found is not None:
             return str(found.experiment_id)
-        tags = {"mlflow.experimentKind": "custom_model_development", NOTE: NOTE_TEXT}
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",
+            NOTE: NOTE_TEXT,
+            view.TAG: view.ledger_view(),
+        }
         location = artifacts.location(ledger.EXPERIMENT) if self.store.embedded else None
         try:
             return str(self.client.create_experiment(ledger.EXPERIMENT, location, tags))

@@ -291,7 +291,7 @@ class Trail:
 
     def offer_view(self, headlines: Sequence[str]) -> None:
         """Leaves the auditors' view of the runs table."""
-        self._client.set_experiment_tag(self._experiment_id, view.TAG, view.view_tag(headlines))
+        self._client.set_experiment_tag(self._experiment_id, view.TAG, view.cells_view(headlines))
 
     def enter(
         self,

@@ -14,28 +14,45 @@ from collections.abc import Sequence
 
 KEY = "audit"
 TAG = f"mlflow.sharedViewState.{KEY}"
-PARAMS = ("weights.format", "weights.granularity", "weights.calibrator", "activations.format")
+PARAMS = (
+    "weights.format",
+    "weights.granularity",
+    "activations.format",
+    "activations.calibrator",
+)
 CHEAPEST_FIRST = "weight_bytes_ratio"
 """Sorting by a metric also shows the children without their parents."""
 
 
-def view_tag(headlines: Sequence[str]) -> str:
-    """The tag's value: verdict, headline metrics and scheme of each run, the cheapest first."""
+def cells_view(headlines: Sequence[str]) -> str:
+    """Verdict, headline metrics and scheme of each run, the cheapest first."""
     columns = [
         "tags.`halfstep.verdict`",
         *(f"metrics.`{name}`" for name in dict.fromkeys([*headlines, CHEAPEST_FIRST])),
         *(f"params.`{name}`" for name in PARAMS),
         "tags.`halfstep.signed_off`",
     ]
+    return _tag(columns, f"metrics.`{CHEAPEST_FIRST}`", ascending=True)
+
+
+def ledger_view() -> str:
+    """What each entry of the ledger decided, and by whom, the newest first."""
+    names = ("verdict", "outcome", "cell", "author", "by", "role", "sweep_id")
+    columns = [f"tags.`halfstep.{name}`" for name in names]
+    return _tag(columns, "attributes.start_time", ascending=False)
+
+
+def _tag(columns: Sequence[str], order: str, *, ascending: bool) -> str:
+    """The value of the experiment's tag."""
     state = {
         "searchFilter": "",
-        "orderByKey": f"metrics.`{CHEAPEST_FIRST}`",
-        "orderByAsc": True,
+        "orderByKey": order,
+        "orderByAsc": ascending,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "selectedColumns": columns,
+        "selectedColumns": list(columns),
         "viewMaximized": True,
         "groupBy": None,
     }

@@ -150,9 +150,9 @@ def test_packed_texts_hold_none_either(trail):
     """The auditors' view is compressed, so that a search for bytes would miss it."""
     import base64
 
-    from audit.view import view_tag
+    from audit.view import cells_view
 
-    state = json.loads(view_tag(["accuracy"]))["state"].removeprefix("deflate;")
+    state = json.loads(cells_view(["accuracy"]))["state"].removeprefix("deflate;")
     text = zlib.decompress(base64.b64decode(state)).decode()
     assert HOME not in text
     assert "halfstep.verdict" in text

@@ -152,3 +152,7 @@ def test_the_ledger_is_an_experiment_of_its_own(tab, served):
     tab.get_by_role("link", name="halfstep ledger").first.click()
     sees(tab, re.compile("2 · review"))
     sees(tab, re.compile("1 · decision"))
+    tab.get_by_text("Views", exact=True).first.click()
+    tab.get_by_text("audit", exact=True).last.click()
+    sees(tab, "Jane Doe")
+    sees(tab, "Ada Author")
