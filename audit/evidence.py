@@ -8,7 +8,7 @@ parent's. Nothing here knows MLflow: what was recorded and what is found are bot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -176,10 +176,3 @@ def _short(text: str) -> str:
     if len(text) <= 80:
         return repr(text)
     return f"{text[:40]!r}… ({len(text)} characters, SHA-256 {digest_bytes(text.encode())[:16]}…)"
-
-
-def one_line(findings: Iterable[str], most: int = 3) -> str:
-    """The first few of several texts."""
-    texts = list(findings)
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return "; ".join(texts[:most]) + more

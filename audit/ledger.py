@@ -258,10 +258,15 @@ def chain_faults(entries: Sequence[Entry], head: Iterable[str] | None) -> list[s
     return faults
 
 
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """As they follow each other; those of a fork by their time."""
+    return sorted(entries, key=lambda one: (one.number, one.at, one.digest))
+
+
 def replay(entries: Iterable[Entry]) -> Settings:
     """What the store ought to hold, after all entries in their order."""
     found = Settings()
-    for one in sorted(entries, key=lambda e: (e.number, e.at, e.digest)):
+    for one in in_order(entries):
         found = found.then(one.settings)
     return found
 

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Experiment, Run, ViewType
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from audit import artifacts, ledger, signing, view
-from audit.evidence import NOTE, PREFIX
+from audit import ledger, signing, view
+from audit.evidence import DELETED, NOTE, PREFIX
+from audit.experiments import open_experiment
 from audit.ledger import ENTRY, Entry, Place, Settings, record_of
 from audit.models import set_aliases
 from audit.signing import ENVELOPE, PUBLIC_KEY, Signer
 from audit.store import Store
-from halfstep.errors import Tampered, UserError
+from halfstep.errors import Tampered
 
 HEAD = PREFIX + "head"
 NOTE_TEXT = (
@@ -45,7 +46,7 @@ class LedgerWriter:
     def find(self, kind: str, key: str) -> Entry | None:
         """The entry of an event that was entered before."""
         found = experiment(self.client)
-        if found is None or found.lifecycle_stage == "deleted":
+        if found is None or found.lifecycle_stage == DELETED:
             return None
         self._tidy(found.experiment_id)
         runs = self.client.search_runs(
@@ -68,7 +69,9 @@ class LedgerWriter:
         earlier = self.find(kind, key)
         if earlier is not None:
             return earlier
-        place, home = self._head(), self._experiment_id()
+        tags = {NOTE: NOTE_TEXT, view.TAG: view.ledger_view()}
+        place = self._head()
+        home = open_experiment(self.client, self.store, ledger.EXPERIMENT, tags)
         if place == ledger.START:
             sets = sets.then(Settings(experiments={home: {NOTE: NOTE_TEXT}}))
         keyid = self.signer.keyid if self.signer else None
@@ -92,26 +95,6 @@ class LedgerWriter:
             files[ENVELOPE] = signing.envelope(self.signer, subjects, signing.ENTRY_TYPE, facts)
             files[PUBLIC_KEY] = self.signer.public_pem
         return files
-
-    def _experiment_id(self) -> str:
-        found = experiment(self.client)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"MLflow experiment {ledger.EXPERIMENT!r} is deleted; restore it (mlflow "
-                f"experiments restore -x {found.experiment_id}): it holds the ledger"
-            )
-        if found is not None:
-            return str(found.experiment_id)
-        tags = {
-            "mlflow.experimentKind": "custom_model_development",
-            NOTE: NOTE_TEXT,
-            view.TAG: view.ledger_view(),
-        }
-        location = artifacts.location(ledger.EXPERIMENT) if self.store.embedded else None
-        try:
-            return str(self.client.create_experiment(ledger.EXPERIMENT, location, tags))
-        except MlflowException:  # made by another process in between
-            return self._experiment_id()
 
     def _head(self) -> Place:
         """Where the next entry goes."""
@@ -208,20 +191,6 @@ def read(client: MlflowClient, run: Run) -> Entry | None:
             return ledger.read_entry(Path(path).read_bytes())
         except (MlflowException, OSError, ValueError):
             return None
-
-
-def runs(client: MlflowClient) -> list[Run]:
-    """Every run of the ledger's experiment, deleted ones too."""
-    found = experiment(client)
-    if found is None:
-        return []
-    listed, token = [], None
-    while True:
-        page = client.search_runs([found.experiment_id], "", ViewType.ALL, 1000, page_token=token)
-        listed += page
-        token = page.token
-        if not token:
-            return listed
 
 
 def witnessed(store: Store) -> dict[str, int] | None:

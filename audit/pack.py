@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import Key
 
-from audit import encode, ledger, signing
+from audit import encode, signing
 from audit.evaluations import Recorded
 from audit.evidence import EVIDENCE, Snapshot, canonical, read_evidence
 from audit.ledger import DECISION, ENTRY, REPRODUCTION
@@ -27,7 +28,7 @@ from audit.reading import TrackingStore
 from audit.review import Case, open_case
 from audit.signing import ENVELOPE, PACK_TYPE, PUBLIC_KEY, Signer
 from audit.store import Store
-from audit.verify import Finding, LedgerRun, Report, verify
+from audit.verify import Finding, LedgerRun, Report, finished_entries, verify
 from halfstep.digest import digest_bytes, digest_file
 from halfstep.errors import Tampered, UserError
 
@@ -238,10 +239,10 @@ def verify_pack(
     """
     pack = Pack(folder)
     report = verify(pack, pack.run_id, trusted, known_heads)
-    if not any(
-        one.kind == DECISION and one.body["what"]["run_id"] == pack.run_id for one in _entries(pack)
-    ):
-        report.add("ledger", [f"no entry vouches for run {pack.run_id}, which this pack is of"])
+    with suppress(Tampered):  # `verify` has named what cannot be read
+        decided = [one for one in finished_entries(pack) if one.kind == DECISION]
+        if not any(one.body["what"]["run_id"] == pack.run_id for one in decided):
+            report.add("ledger", [f"no entry vouches for run {pack.run_id}, which this pack is of"])
     sums = folder / SUMS
     stated = sums.read_bytes() if sums.is_file() else b""
     lines = stated.decode(errors="replace").splitlines()
@@ -253,16 +254,6 @@ def verify_pack(
             report.findings.append(Finding(f"file {name}", f"it was {what} (by {SUMS})"))
     _check_own_signature(folder, stated, report, trusted)
     return report
-
-
-def _entries(pack: Pack) -> list[ledger.Entry]:
-    found = []
-    for run in pack.ledger():
-        try:
-            found.append(ledger.read_entry(run.files[ENTRY]))
-        except (KeyError, ValueError):
-            continue  # `verify` has named it
-    return found
 
 
 def _check_own_signature(folder: Path, sums: bytes, report: Report, trusted: Sequence[Key]) -> None:

@@ -17,7 +17,7 @@ from audit.ledger import ENTRY
 from audit.models import aliases
 from audit.signing import ENVELOPE, PUBLIC_KEY
 from audit.store import Store
-from audit.trail import connect, described_input
+from audit.trail import connect, described_input, search_all
 from audit.verify import FoundVersion, LedgerRun, SweepRun
 from halfstep.digest import digest_file
 
@@ -33,7 +33,7 @@ class TrackingStore:
         self._runs = {
             run.info.run_id: run
             for experiment in self._client.search_experiments(ViewType.ALL, max_results=1000)
-            for run in self._all_runs(experiment.experiment_id)
+            for run in search_all(self._client, [experiment.experiment_id], "", which=ViewType.ALL)
         }
         self._ledger: list[LedgerRun] | None = None
 
@@ -127,17 +127,6 @@ class TrackingStore:
             for folder in sorted(self._store.artifacts.glob("*/*"))
             if folder.name != "models" and folder.name not in self._runs
         ]
-
-    def _all_runs(self, experiment_id: str) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [experiment_id], "", ViewType.ALL, 1000, page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
 
     def _ledger_run(self, run: Run) -> LedgerRun:
         with self._folder(run.info.artifact_uri) as folder:

@@ -32,7 +32,7 @@ from audit.reading import TrackingStore
 from audit.signing import Signer
 from audit.store import Store
 from audit.trail import LONGEST_NOTE, connect
-from audit.verify import verify
+from audit.verify import finished_entries, verify
 from halfstep.errors import Tampered, UserError, allowed
 
 APPROVE, CONDITIONALLY, REFUSE = "approve", "approve with conditions", "refuse"
@@ -151,28 +151,13 @@ def open_case(store: Store, sweep: str) -> Case:
             f"{sweep} is a {result['kind']} of sweep {result['sweep_id']}: a review is of a whole "
             "sweep"
         )
-    entries = read_entries(TrackingStore(store))
+    entries = finished_entries(TrackingStore(store))
     for one in entries:
         if one.kind == DECISION and one.body["what"]["run_id"] == result["run_id"]:
             return Case(result, one, entries)
     raise UserError(
         f"sweep {result['sweep_id']} is in no entry of the ledger; `halfstep verify` says more"
     )
-
-
-def read_entries(source: TrackingStore) -> list[Entry]:
-    """All finished entries that can be read, in their order."""
-    found = []
-    for run in source.ledger():
-        if run.snapshot.status == "FINISHED" and not run.deleted:
-            try:
-                found.append(ledger.read_entry(run.files[ledger.ENTRY]))
-            except (KeyError, ValueError) as error:
-                raise Tampered(
-                    f"ledger run {run.snapshot.run_id} holds no entry ({error}); `halfstep "
-                    "verify` says more"
-                ) from error
-    return sorted(found, key=lambda one: (one.number, one.at, one.digest))
 
 
 def check(case: Case, review: Review, signer: Signer | None, today: date) -> date | None:
@@ -298,7 +283,7 @@ def rollback(
             raise UserError(f"rollback: {what} is empty; it says who, as what, and why")
     client = connect(store)
     now = aliases(client, name)
-    entries = read_entries(TrackingStore(store))
+    entries = finished_entries(TrackingStore(store))
     known = {model for one in entries for model in one.settings.aliases}
     if name not in known:
         raise UserError(

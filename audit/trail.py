@@ -49,6 +49,7 @@ from audit.evidence import (  # noqa: E402
     Snapshot,
     evidence_bytes,
 )
+from audit.experiments import open_experiment  # noqa: E402
 from audit.ledger import DECISION, Entry, Settings  # noqa: E402
 from audit.ledger_runs import LedgerWriter  # noqa: E402
 from audit.signing import Signer  # noqa: E402
@@ -150,7 +151,8 @@ class Trail:
         self._written: dict[str, Snapshot] = {}
         self._sealed: dict[str, str] = {}
         self._sweep_id = sweep_id
-        self._experiment_id = self._experiment(store, experiment)
+        tags = {PREFIX + "experiment": "1"}
+        self._experiment_id = open_experiment(self._client, store, experiment, tags)
         self._known = {
             run.data.tags[PREFIX + "record"]: run
             for run in self._search(f"tags.`{PREFIX}sweep_id` = '{sweep_id}'")
@@ -341,25 +343,6 @@ class Trail:
         }
         return version, Settings(versions={version.key: held})
 
-    def _experiment(self, store: Store, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"MLflow experiment {name!r} is deleted; restore it (mlflow experiments restore "
-                f"-x {found.experiment_id}) or give the config another name"
-            )
-        if found is not None:
-            return str(found.experiment_id)
-        tags = {"mlflow.experimentKind": "custom_model_development", PREFIX + "experiment": "1"}
-        location = artifacts.location(name) if store.embedded else None
-        try:
-            return str(self._client.create_experiment(name, location, tags))
-        except MlflowException:  # made by another process in between
-            made = self._client.get_experiment_by_name(name)
-            if made is None:
-                raise
-            return str(made.experiment_id)
-
     def _end_stale(self) -> None:
         """Runs that another killed sweep left open are shown as killed, until it is taken up."""
         ours = {run.info.run_id for run in self._known.values()}
@@ -382,14 +365,18 @@ def described_input(found: DatasetInput) -> dict[str, Any]:
 
 
 def search_all(
-    client: MlflowClient, experiments: list[str], query: str, order_by: list[str] | None = None
+    client: MlflowClient,
+    experiments: list[str],
+    query: str,
+    order_by: list[str] | None = None,
+    which: int = ViewType.ACTIVE_ONLY,
 ) -> list[Run]:
     """Every run that a query finds, over all of its pages."""
     found: list[Run] = []
     token = None
     while True:
         page = client.search_runs(
-            experiments, query, ViewType.ACTIVE_ONLY, 1000, order_by=order_by, page_token=token
+            experiments, query, which, 1000, order_by=order_by, page_token=token
         )
         found += page
         token = page.token

@@ -18,9 +18,19 @@ from securesystemslib.signer import Key
 
 from audit import ledger, signing
 from audit.evidence import EVIDENCE, NOTE, PREFIX, Snapshot, differences, read_evidence
-from audit.ledger import ALIASES, ANALYSIS, CHAMPION, DECISION, ENTRY, Entry, Settings
+from audit.ledger import (
+    ALIASES,
+    ANALYSIS,
+    CHAMPION,
+    DECISION,
+    ENTRY,
+    Entry,
+    Settings,
+    in_order,
+)
 from audit.signing import ENVELOPE, PUBLIC_KEY
 from halfstep.digest import digest_bytes, digest_json
+from halfstep.errors import Tampered
 
 FINISHED = "FINISHED"
 RECORDED = (DECISION, ANALYSIS)
@@ -172,6 +182,25 @@ def verify(
     return report
 
 
+def finished_entries(source: Source) -> list[Entry]:
+    """The finished entries in their order.
+
+    Raises:
+        Tampered: one cannot be read.
+    """
+    found = []
+    for run in source.ledger():
+        if run.snapshot.status == FINISHED and not run.deleted:
+            try:
+                found.append(ledger.read_entry(run.files[ENTRY]))
+            except (KeyError, ValueError) as error:
+                raise Tampered(
+                    f"ledger run {run.snapshot.run_id} holds no entry ({error}); `halfstep "
+                    "verify` says more"
+                ) from error
+    return in_order(found)
+
+
 T = TypeVar("T")
 
 
@@ -228,7 +257,7 @@ def _read_ledger(
             wanted.status, wanted.ended = run.snapshot.status, run.snapshot.ended
         report.add(where, differences(wanted, run.snapshot))
     report.entries = len(entries)
-    return sorted(entries, key=lambda one: (one.number, one.at, one.digest)), pending
+    return in_order(entries), pending
 
 
 def _expected_run(one: Entry, run: LedgerRun, expected: Settings) -> Snapshot:

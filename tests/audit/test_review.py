@@ -15,13 +15,12 @@ from audit.review import (
     Review,
     history,
     open_case,
-    read_entries,
     read_waivers,
     review,
     rollback,
 )
 from audit.store import Store
-from audit.verify import verify
+from audit.verify import finished_entries, verify
 from halfstep.errors import Tampered, UserError
 
 JANE = {"name": "Jane Doe", "role": "Head of ML", "comment": "margins are kept"}
@@ -188,7 +187,7 @@ def test_what_a_review_must_say(governed, said, message):
     store, ids, _ = governed
     with pytest.raises(UserError, match=message):
         review(store, ids["good"], said, None)
-    assert len(read_entries(TrackingStore(store))) == 4
+    assert len(finished_entries(TrackingStore(store))) == 4
 
 
 def test_evidence_that_was_altered_is_not_approved(governed):
@@ -206,7 +205,7 @@ def test_rollback_goes_back_one_champion_at_a_time(governed):
         review(store, ids[name], Review("approve", **JANE), None)
     rollback(store, "tiny", "Rob", "on call", "complaints", None)
     assert aliases_of(store) == {"champion": "1"}
-    assert history(read_entries(TrackingStore(store)), "tiny") == ["1"]
+    assert history(finished_entries(TrackingStore(store)), "tiny") == ["1"]
     version = MlflowClient(store.tracking_uri).get_model_version("tiny", "2")
     assert version.tags["halfstep.signed_off"].startswith("rolled back by Rob (on call) on")
     with pytest.raises(UserError, match="no previous champion to go back to"):
