@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
@@ -34,8 +37,12 @@ def make_variant(
     started = time.time()
     treated = treatments.for_scheme(scheme)
     with exchanged(loaded.model, treated.parameters):
-        # Clones: tied weights share their memory, which safetensors does not hold.
-        state = {name: t.detach().clone() for name, t in loaded.model.state_dict().items()}
+        # Copies: safetensors holds neither tied weights, which share memory, nor strides.
+        state = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in loaded.model.state_dict().items()
+            if isinstance(tensor, Tensor)
+        }
     about = {
         "scheme": scheme.to_json(),
         "name": scheme.name,

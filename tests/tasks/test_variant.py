@@ -8,12 +8,18 @@ from recorded import small_config
 from safetensors.torch import load
 
 from audit import spool
+from audit.encode import safetensors_bytes
 from audit.store import Store
 from flows.config import read_plan
-from halfstep.apply import applied
+from halfstep.apply import Treatment, applied
 from halfstep.batches import forward
 from halfstep.digest import digest_tensors
+from halfstep.formats import FORMATS
+from halfstep.granularity import PerAxis
 from halfstep.quantize import dequantize
+from halfstep.scheme import Spec
+from halfstep.treatments import code_tensors, qparams_tensors
+from halfstep.weights import quantize_weight
 from tasks.calibrate import run_calibration
 from tasks.load import load as load_plan
 from tasks.reference import measure_reference
@@ -81,3 +87,15 @@ def test_making_it_again_makes_nothing(made):
     loaded, treatments, scheme, record, _, sweep = made
     again, _ = make_variant(loaded, treatments, scheme, sweep)
     assert again.ended == record.ended
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+def test_codes_of_every_format_can_be_kept(fmt):
+    """A format whose codes could not be written would end a sweep at its last step."""
+    torch.manual_seed(0)
+    spec = Spec(FORMATS[fmt], PerAxis(), "minmax")
+    weight = quantize_weight(torch.randn(8, 64), spec)
+    treated = Treatment(weights={"site": weight})
+    data = safetensors_bytes({**code_tensors(treated), **qparams_tensors(treated)})
+    codes = load(data)["site.weight.codes"]
+    assert torch.equal(dequantize(codes, weight.broadcast()), weight.rounded)
