@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
         "kind": run.data.tags[PREFIX + "kind"],
         "status": run.info.status.lower(),
         "verdict": run.data.tags.get(PREFIX + "verdict"),
-        "sweep_id": run.data.tags[PREFIX + "sweep_id"],
+        "sweep_id": run.data.tags.get(PREFIX + "sweep_id", ""),
         "params": dict(run.data.params),
         "metrics": dict(run.data.metrics),
         "note": run.data.tags.get(NOTE, ""),
@@ -74,9 +75,11 @@ def sweep_run(store: Store, wanted: str) -> str:
         UserError: nothing, or more than one thing, answers to that name.
     """
     found = find(store, wanted)
-    return (
-        str(found["run_id"]) if "cells" in found else str(find(store, found["sweep_id"])["run_id"])
-    )
+    if "cells" in found or not found["sweep_id"]:
+        return str(found["run_id"])
+    with suppress(UserError):  # an analysis that stands by itself is below no sweep
+        return str(find(store, found["sweep_id"])["run_id"])
+    return str(found["run_id"])
 
 
 def reachable(store: Store) -> None:

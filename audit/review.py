@@ -39,6 +39,8 @@ APPROVE, CONDITIONALLY, REFUSE = "approve", "approve with conditions", "refuse"
 OUTCOMES = (APPROVE, CONDITIONALLY, REFUSE)
 EXPIRY = "expiry"
 """What a waiver names that lets an expired decision be approved."""
+LONGEST = 4000
+"""Characters of a review: MLflow's tags and notes end at 8,000."""
 DONE = {APPROVE: "approved", CONDITIONALLY: "approved with conditions", REFUSE: "refused"}
 
 
@@ -57,7 +59,7 @@ class Review:
     """The last day of the approval; by default that of the decision."""
 
     def check(self) -> None:
-        """Raises UserError where it does not say enough, or contradicts itself."""
+        """Raises UserError where it does not say enough, too much, or contradicts itself."""
         if self.outcome not in OUTCOMES:
             raise UserError(
                 f"review: outcome {self.outcome!r} is unknown; {allowed(self.outcome, OUTCOMES)}"
@@ -65,6 +67,12 @@ class Review:
         for what in ("name", "role", "comment"):
             if not getattr(self, what).strip():
                 raise UserError(f"review: {what} is empty; a review says who, as what, and why")
+        texts = (self.name, self.role, self.comment, *self.conditions, *self.waivers.values())
+        if sum(map(len, texts)) > LONGEST:
+            raise UserError(
+                f"review: {sum(map(len, texts))} characters in all, at most {LONGEST} fit the "
+                "tracking store; put the rest in a document and name it"
+            )
         if (self.outcome == CONDITIONALLY) != bool(self.conditions):
             raise UserError(
                 "review: approving with conditions needs at least one, and nothing else has any"

@@ -173,8 +173,12 @@ def verify(
     ]
     for one in chosen:
         _check_recorded(source, report, one, expected, pending)
+    late = ledger.replay(pending)
+    for key, version in expected.versions.items():
+        if only in (None, version.get("run_id")):
+            _check_version(source, report, key, version, late)
     if only is None:
-        _check_settings(source, report, entries, expected, pending)
+        _check_settings(source, report, expected, late)
         _check_unentered(source, report, entries)
         for folder in source.orphans():
             report.add(folder, ["the database knows no run of this folder of artifacts"])
@@ -427,15 +431,11 @@ def _check_decision(source: Source, report: Report, one: Entry, about: str) -> N
         )
 
 
-def _check_settings(
-    source: Source,
-    report: Report,
-    entries: Sequence[Entry],
-    expected: Settings,
-    pending: Sequence[Entry],
-) -> None:
-    """Tags of experiments, registered versions and aliases, as the ledger set them last."""
-    late = ledger.replay(pending)
+def _check_settings(source: Source, report: Report, expected: Settings, late: Settings) -> None:
+    """Tags of experiments, and aliases, as the ledger set them last.
+
+    ``late``: what was under way when something died: either is right.
+    """
     for experiment_id, wanted in expected.experiments.items():
         found = source.experiment_tags(experiment_id)
         where = f"experiment {experiment_id}"
@@ -452,8 +452,6 @@ def _check_settings(
                 report.add(where, [f"{what} is not what was recorded last"])
         added = [n for n in found if n.startswith(PREFIX) and n not in known]
         report.add(where, [f"tag {name} was added" for name in added])
-    for key, wanted_version in expected.versions.items():
-        _check_version(source, report, key, wanted_version, late)
     for name, wanted in expected.aliases.items():
         now = source.aliases(name)
         if now is None:

@@ -241,16 +241,16 @@ def _asked(
     name: str, role: str, comment: str, conditions: tuple[str, ...]
 ) -> tuple[str, str, str, str, tuple[str, ...]]:
     """What was not given as an option, asked on the terminal."""
-    import click
+    from rich.prompt import Prompt
 
     from audit.review import CONDITIONALLY, OUTCOMES
 
-    outcome = typer.prompt("outcome", type=click.Choice(OUTCOMES))
+    outcome = Prompt.ask("outcome", choices=list(OUTCOMES))
     if outcome == CONDITIONALLY and not conditions:
-        conditions = (typer.prompt("condition"),)
-    name = name or typer.prompt("your name")
-    role = role or typer.prompt("your role")
-    return outcome, name, role, comment or typer.prompt("why"), conditions
+        conditions = (Prompt.ask("condition"),)
+    name = name or Prompt.ask("your name")
+    role = role or Prompt.ask("your role")
+    return outcome, name, role, comment or Prompt.ask("why"), conditions
 
 
 def _case_json(case: Any) -> dict[str, Any]:

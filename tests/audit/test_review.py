@@ -9,6 +9,7 @@ from recorded import small_sweep
 
 from audit import signing
 from audit.issuer import Issuer
+from audit.lookup import find, sweep_run
 from audit.models import aliases
 from audit.reading import TrackingStore
 from audit.review import (
@@ -197,6 +198,37 @@ def test_evidence_that_was_altered_is_not_approved(governed):
     with pytest.raises(Tampered, match=r"tag halfstep\.verdict is 'reject', recorded as 'accept'"):
         review(store, ids["good"], Review("approve", **JANE), None)
     review(store, ids["good"], Review("refuse", **JANE), None)
+
+
+def test_a_variant_that_was_altered_is_not_approved(governed):
+    store, ids, _ = governed
+    for path in store.artifacts.glob("tiny/models/*/artifacts/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(Tampered, match=r"artifact model\.safetensors was changed"):
+        review(store, ids["good"], Review("approve", **JANE), None)
+
+
+def test_what_the_tracking_store_cannot_hold_is_refused(governed):
+    store, ids, _ = governed
+    said = JANE | {"comment": "x" * 5000}
+    with pytest.raises(UserError, match="at most 4000 fit the tracking store"):
+        review(store, ids["good"], Review("refuse", **said), None)
+    review(store, ids["good"], Review("refuse", **JANE | {"comment": "ü" * 3900}), None)
+    assert intact(store)
+
+
+def test_the_ledgers_runs_can_be_shown_and_verified(governed):
+    store, ids, _ = governed
+    for name in ("good", "again"):
+        review(store, ids[name], Review("approve", **JANE), None)
+    rollback(store, "tiny", "Rob", "on call", "complaints", None)
+    client = MlflowClient(store.tracking_uri)
+    ledger = client.get_experiment_by_name("halfstep ledger").experiment_id
+    for run in client.search_runs([ledger]):
+        shown = find(store, run.info.run_id)
+        assert shown["kind"] == "ledger"
+        assert shown["note"]
+        assert verify(TrackingStore(store), sweep_run(store, run.info.run_id)).findings == []
 
 
 def test_rollback_goes_back_one_champion_at_a_time(governed):
