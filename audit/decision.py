@@ -26,7 +26,8 @@ def decision_markdown(decided: Mapping[str, Any], result: Mapping[str, Any]) -> 
         f"**{decided['summary']}.**",
         "",
         f"Issued {issued['at']} by {issued['author']} (as declared), holds until "
-        f"{issued['expires']} unless the subject, the protocol or the data change before. {_supersedes(issued['supersedes'])}",
+        f"{issued['expires']} unless the subject, the protocol or the data change before. "
+        + _supersedes(issued["supersedes"]),
         "",
         "## Chosen",
         "",
