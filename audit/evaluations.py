@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from audit import encode, lookup
 from audit.evidence import PARENT, PREFIX
 from audit.store import Store
-from audit.trail import connect
+from audit.trail import connect, stored
 from halfstep.errors import UserError
 
 EVALUATED = ("cell", "confirmation", "reference")
@@ -38,14 +36,11 @@ class Recorded:
         Raises:
             UserError: it is not there.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                found = self._client.download_artifacts(run_id or self.run_id, path, folder)
-            except (MlflowException, OSError) as error:
-                raise UserError(
-                    f"run {run_id or self.run_id} has lost its artifact {path}"
-                ) from error
-            return Path(found).read_bytes()
+        run_id = run_id or self.run_id
+        try:
+            return stored(self._client, run_id, path)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run {run_id} has lost its artifact {path}") from error
 
     @cached_property
     def protocols(self) -> dict[str, dict[str, Any]]:

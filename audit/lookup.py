@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
@@ -14,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from audit.environment import without_credentials
 from audit.store import Store
-from audit.trail import NOTE, PREFIX, connect, search_all
+from audit.trail import NOTE, PREFIX, connect, search_all, stored
 from halfstep.errors import UserError
 
 RESULT = "sweep.json"
@@ -120,10 +118,8 @@ def _result(client: MlflowClient, run: Run) -> dict[str, Any]:
             f"sweep {sweep_id} is not finished ({run.info.status.lower()}); run its config again "
             "to take it up"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(run.info.run_id, RESULT, folder)
-        except (MlflowException, OSError) as error:
-            raise UserError(f"sweep {sweep_id} has lost its artifact {RESULT}: {error}") from error
-        result: dict[str, Any] = json.loads(Path(path).read_bytes())
+    try:
+        result: dict[str, Any] = json.loads(stored(client, run.info.run_id, RESULT))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"sweep {sweep_id} has lost its artifact {RESULT}: {error}") from error
     return result

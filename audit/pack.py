@@ -21,15 +21,22 @@ from securesystemslib.signer import Key
 from audit import encode, signing
 from audit.evaluations import Recorded
 from audit.evidence import EVIDENCE, Snapshot, canonical, read_evidence
-from audit.ledger import DECISION, ENTRY, REPRODUCTION
+from audit.ledger import DECISION, REPRODUCTION
 from audit.mapping import Facts, mapping, mapping_markdown
 from audit.model_card import model_card
-from audit.reading import TrackingStore
 from audit.review import Case, open_case
 from audit.signing import ENVELOPE, PACK_TYPE, PUBLIC_KEY, Signer
 from audit.store import Store
-from audit.verify import Finding, LedgerRun, Report, finished_entries, verify
-from halfstep.digest import digest_bytes, digest_file
+from audit.verify import (
+    Finding,
+    LedgerRun,
+    Report,
+    finished_entries,
+    ledger_files,
+    require_intact,
+    verify,
+)
+from halfstep.digest import digest_bytes, digest_folder
 from halfstep.errors import Tampered, UserError
 
 SUMS, HEAD, RUN = "SHA256SUMS", "head.json", "run.json"
@@ -47,19 +54,14 @@ def export(store: Store, sweep: str, folder: Path, signer: Signer | None) -> dic
     """
     if folder.exists():
         raise UserError(f"export: {folder} exists already; name a new folder")
-    case, source = open_case(store, sweep), TrackingStore(store)
+    case = open_case(store, sweep)
     run_id = str(case.what["run_id"])
-    faults = verify(source, run_id).findings
-    if faults:
-        raise Tampered(
-            f"export: the evidence is not as it was recorded ({faults[0].where}: "
-            f"{faults[0].what}); `halfstep verify` names everything"
-        )
+    require_intact(case.source, run_id, "export")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        _write(staging, _files(store, case, source, run_id))
+        _write(staging, _files(store, case, run_id))
         sums = _sums(staging)
         (staging / SUMS).write_bytes(sums)
         if signer is not None:
@@ -80,15 +82,14 @@ def export(store: Store, sweep: str, folder: Path, signer: Signer | None) -> dic
     }
 
 
-def _files(
-    store: Store, case: Case, source: TrackingStore, run_id: str
-) -> Iterable[tuple[str, bytes]]:
-    recorded = Recorded(store, run_id)
+def _files(store: Store, case: Case, run_id: str) -> Iterable[tuple[str, bytes]]:
+    recorded, source = Recorded(store, run_id), case.source
     _, children = read_evidence(recorded.artifact(EVIDENCE))
     for one in (run_id, *children):
-        names, snapshot = _snapshot(source, one)
+        snapshot = source.snapshot(one, ())
+        assert snapshot is not None  # verified just before
         yield f"runs/{one}/{RUN}", canonical(snapshot.to_json())
-        for name in names:
+        for name in (*snapshot.artifacts, EVIDENCE):
             data = source.artifact(one, name)
             assert data is not None
             yield f"runs/{one}/artifacts/{name}", data
@@ -103,8 +104,7 @@ def _files(
         yield name, recorded.artifact(name)
     facts, result = _facts(case), recorded.result
     decided = json.loads(recorded.artifact("decision.json"))
-    texts = [str(r["text"]) for r in facts.reviews]
-    yield "model-card.md", model_card(result, decided, recorded.subject, texts).encode()
+    yield "model-card.md", model_card(result, decided, recorded.subject, case.signed_off).encode()
     points = mapping(facts)
     yield "mapping.json", encode.json_bytes(points)
     yield "mapping.md", mapping_markdown(points).encode()
@@ -113,12 +113,6 @@ def _files(
         name=result["name"], summary=decided["summary"], sweep_id=result["sweep_id"],
         run_id=run_id, decision=decided["digest"], envelope=ENVELOPE,
     ).encode()  # fmt: skip
-
-
-def _snapshot(source: TrackingStore, run_id: str) -> tuple[list[str], Snapshot]:
-    snapshot = source.snapshot(run_id, ())
-    assert snapshot is not None  # verified just before
-    return [*snapshot.artifacts, EVIDENCE], snapshot
 
 
 def _facts(case: Case) -> Facts:
@@ -141,14 +135,14 @@ def _write(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
         place.write_bytes(data)
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """What the sums name."""
+    return {name: sha for name, sha in digest_folder(folder).items() if name not in UNSIGNED}
+
+
 def _sums(folder: Path) -> bytes:
     """As ``sha256sum`` writes them."""
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    lines = [
-        f"{digest_file(path)}  {name}\n"
-        for name, path in sorted(found.items())
-        if name not in UNSIGNED
-    ]
+    lines = [f"{sha}  {name}\n" for name, sha in sorted(_digests(folder).items())]
     return "".join(lines).encode()
 
 
@@ -170,8 +164,7 @@ class Pack:
     def ledger(self) -> list[LedgerRun]:
         found = []
         for place in sorted((self._folder / "ledger").glob("*")):
-            names = (ENTRY, ENVELOPE, PUBLIC_KEY)
-            files = {n: (place / n).read_bytes() for n in names if (place / n).is_file()}
+            files = ledger_files(place)
             artifacts = {name: digest_bytes(data) for name, data in files.items()}
             snapshot = self._read(place / RUN, artifacts)
             if snapshot is not None:
@@ -183,11 +176,7 @@ class Pack:
 
     def snapshot(self, run_id: str, metrics: Iterable[str]) -> Snapshot | None:
         folder = self._folder / "runs" / run_id
-        artifacts = {
-            path.relative_to(folder / "artifacts").as_posix(): digest_file(path)
-            for path in sorted((folder / "artifacts").rglob("*"))
-            if path.is_file()
-        }
+        artifacts = digest_folder(folder / "artifacts")
         artifacts.pop(EVIDENCE, None)
         return self._read(folder / RUN, artifacts)
 
@@ -247,7 +236,7 @@ def verify_pack(
     stated = sums.read_bytes() if sums.is_file() else b""
     lines = stated.decode(errors="replace").splitlines()
     was = {name: sha for sha, _, name in (line.partition("  ") for line in lines)}
-    now = {n: sha for sha, _, n in (x.partition("  ") for x in _sums(folder).decode().splitlines())}
+    now = _digests(folder)
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):
             what = "gone" if name not in now else "added" if name not in was else "changed"

@@ -13,13 +13,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from audit import artifacts, ledger_runs
 from audit.evidence import DELETED, EVIDENCE, PARENT, PREFIX, Point, Snapshot, ours
-from audit.ledger import ENTRY
 from audit.models import aliases
-from audit.signing import ENVELOPE, PUBLIC_KEY
-from audit.store import Store
-from audit.trail import connect, described_input, search_all
-from audit.verify import FoundVersion, LedgerRun, SweepRun
-from halfstep.digest import digest_file
+from audit.store import Store, SweepFolder
+from audit.trail import connect, described_input, model_location, search_all
+from audit.verify import FoundVersion, LedgerRun, SweepRun, ledger_files
+from halfstep.digest import digest_folder
 
 
 class TrackingStore:
@@ -100,11 +98,8 @@ class TrackingStore:
     def version(self, name: str, version: str) -> FoundVersion | None:
         try:
             found = self._client.get_model_version(name, version)
-            place = self._client.get_model_version_download_uri(name, version)
-            if place.startswith("models:/"):
-                place = self._client.get_logged_model(
-                    place.removeprefix("models:/")
-                ).artifact_location
+            address = self._client.get_model_version_download_uri(name, version)
+            place = model_location(self._client, address)
         except MlflowException:
             return None
         return FoundVersion(
@@ -130,11 +125,7 @@ class TrackingStore:
 
     def _ledger_run(self, run: Run) -> LedgerRun:
         with self._folder(run.info.artifact_uri) as folder:
-            files = {
-                name: (folder / name).read_bytes()
-                for name in (ENTRY, ENVELOPE, PUBLIC_KEY)
-                if (folder / name).is_file()
-            }
+            files = ledger_files(folder)
         return LedgerRun(self._snapshot(run, ()), run.info.lifecycle_stage == DELETED, files)
 
     def _snapshot(self, run: Run, metrics: Iterable[str]) -> Snapshot:
@@ -163,13 +154,9 @@ class TrackingStore:
     def _hashed(self, address: str) -> dict[str, str]:
         """SHA-256 of every file at an address, but for `EVIDENCE`."""
         with self._folder(address) as folder:
-            return {
-                path: digest_file(file)
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-                for path in [file.relative_to(folder).as_posix()]
-                if path != EVIDENCE
-            }
+            found = digest_folder(folder)
+        found.pop(EVIDENCE, None)
+        return found
 
     @contextmanager
     def _folder(self, address: str, path: str = "") -> Iterator[Path]:
@@ -188,8 +175,8 @@ class TrackingStore:
 
     def _interrupted(self, sweep_id: str) -> bool:
         """Whether the spool knows a sweep, and not its end."""
-        folder = self._store.spool / sweep_id
-        return bool(sweep_id) and folder.is_dir() and not (folder / "sweep.json").exists()
+        folder = SweepFolder(self._store.spool / sweep_id)
+        return bool(sweep_id) and folder.path.is_dir() and not folder.result.exists()
 
 
 def _point(metric: object) -> Point:

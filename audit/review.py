@@ -32,7 +32,7 @@ from audit.reading import TrackingStore
 from audit.signing import Signer
 from audit.store import Store
 from audit.trail import LONGEST_NOTE, connect
-from audit.verify import finished_entries, verify
+from audit.verify import finished_entries, require_intact
 from halfstep.errors import Tampered, UserError, allowed
 
 APPROVE, CONDITIONALLY, REFUSE = "approve", "approve with conditions", "refuse"
@@ -122,6 +122,8 @@ class Case:
     """The sweep's result (`flows.result`)."""
     decided: Entry
     entries: Sequence[Entry]
+    source: TrackingStore
+    """The store as it was read."""
 
     @property
     def what(self) -> Mapping[str, Any]:
@@ -135,6 +137,11 @@ class Case:
             for one in self.entries
             if one.kind == REVIEW and one.body["what"]["run_id"] == self.what["run_id"]
         ]
+
+    @property
+    def signed_off(self) -> list[str]:
+        """What each review said, in words."""
+        return [str(one.body["what"]["text"]) for one in self.reviews]
 
     @property
     def failed(self) -> dict[str, str]:
@@ -159,10 +166,11 @@ def open_case(store: Store, sweep: str) -> Case:
             f"{sweep} is a {result['kind']} of sweep {result['sweep_id']}: a review is of a whole "
             "sweep"
         )
-    entries = finished_entries(TrackingStore(store))
+    source = TrackingStore(store)
+    entries = finished_entries(source)
     for one in entries:
         if one.kind == DECISION and one.body["what"]["run_id"] == result["run_id"]:
-            return Case(result, one, entries)
+            return Case(result, one, entries, source)
     raise UserError(
         f"sweep {result['sweep_id']} is in no entry of the ledger; `halfstep verify` says more"
     )
@@ -232,15 +240,10 @@ def review(
     until = check(case, said, signer, today or datetime.now(UTC).date())
     run_id, model = case.what["run_id"], case.what["model"]
     if said.approves:
-        found = verify(TrackingStore(store), run_id).findings
-        if found:
-            raise Tampered(
-                f"review: the evidence is not as it was recorded ({found[0].where}: "
-                f"{found[0].what}); `halfstep verify` names everything"
-            )
+        require_intact(case.source, run_id, "review")
     client = connect(store)
     text = f"{DONE[said.outcome]} by {said.name} ({said.role})"
-    texts = [_signed_text(one) for one in case.reviews]
+    texts = case.signed_off
     last = f"{text} on {_today(today)}" + (f", until {until}" if until else "")
     detail = [last, said.comment, *(f"condition: {c}" for c in said.conditions)]
     detail += [f"waived {name}: {why}" for name, why in said.waivers.items()]
@@ -312,7 +315,7 @@ def rollback(
     tags = {PREFIX + "signed_off": text}
     held_by = ledger.replay(entries).versions[f"{name}/{gone}"]["run_id"]
     case = open_case(store, held_by)
-    texts = [*map(_signed_text, case.reviews), f"{text}; {comment}"]
+    texts = [*case.signed_off, f"{text}; {comment}"]
     sets = Settings(
         runs={held_by: {**tags, NOTE: sweep_note(case.result, texts)[:LONGEST_NOTE]}},
         versions={f"{name}/{gone}": {"tags": dict(tags)}},
@@ -369,10 +372,6 @@ def _events(entries: Sequence[Entry], model: Mapping[str, Any] | None, run_id: s
         or (one.kind == ROLLBACK and one.body["what"]["model"] == name)
         for one in entries
     )  # fmt: skip
-
-
-def _signed_text(one: Entry) -> str:
-    return str(one.body["what"]["text"])
 
 
 def _today(today: date | None = None) -> str:

@@ -114,13 +114,13 @@ def mlflow_download(store: Store, address: str, folder: str) -> str:
     """Copies what ``models:/…`` or ``runs:/…`` names to a folder; returns its path."""
     from mlflow.artifacts import download_artifacts
 
-    address = _model_location(connect(store), address)
+    address = model_location(connect(store), address)
     return str(
         download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=store.tracking_uri)
     )
 
 
-def _model_location(client: MlflowClient, address: str) -> str:
+def model_location(client: MlflowClient, address: str) -> str:
     """Where a model's files lie. MLflow would ask the process's global store, not this client's."""
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
     from mlflow.store.artifact.utils.models import get_model_name_and_version
@@ -132,7 +132,7 @@ def _model_location(client: MlflowClient, address: str) -> str:
     if len(found) == 1:
         place = client.get_logged_model(found[0]).artifact_location
     else:
-        place = _model_location(client, client.get_model_version_download_uri(*found))
+        place = model_location(client, client.get_model_version_download_uri(*found))
     return f"{place.rstrip('/')}/{path}".rstrip("/")
 
 
@@ -284,8 +284,7 @@ class Trail:
 
     def stored(self, run_id: str, name: str) -> bytes:
         """An artifact as the store holds it."""
-        with tempfile.TemporaryDirectory() as folder:
-            return Path(self._client.download_artifacts(run_id, name, folder)).read_bytes()
+        return stored(self._client, run_id, name)
 
     def entered(self) -> Entry | None:
         """The ledger's entry of this sweep's decision, where there is one already."""
@@ -352,6 +351,12 @@ class Trail:
 
     def _search(self, query: str) -> list[Run]:
         return search_all(self._client, [self._experiment_id], query)
+
+
+def stored(client: MlflowClient, run_id: str, path: str) -> bytes:
+    """An artifact's bytes. MLflow's errors, and the OS's, are the caller's to word."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
 
 
 def described_input(found: DatasetInput) -> dict[str, Any]:

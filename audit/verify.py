@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from securesystemslib.signer import Key
@@ -184,6 +185,22 @@ def verify(
             report.add(folder, ["the database knows no run of this folder of artifacts"])
     _note_expired(report, entries, expected)
     return report
+
+
+def require_intact(source: Source, run_id: str, doing: str) -> None:
+    """Raises Tampered where a sweep is not as it was recorded; ``doing`` names what that stops."""
+    faults = verify(source, run_id).findings
+    if faults:
+        raise Tampered(
+            f"{doing}: the evidence is not as it was recorded ({faults[0].where}: "
+            f"{faults[0].what}); `halfstep verify` names everything"
+        )
+
+
+def ledger_files(folder: Path) -> dict[str, bytes]:
+    """What an entry's run keeps, from the folder of its artifacts."""
+    names = (ENTRY, ENVELOPE, PUBLIC_KEY)
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def finished_entries(source: Source) -> list[Entry]:

@@ -21,6 +21,15 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path from there."""
+    return {
+        path.relative_to(folder).as_posix(): digest_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def digest_json(value: object) -> str:
     """Digest of a JSON value in canonical form: sorted keys, no spaces, no NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
