@@ -58,7 +58,8 @@ def read_parquet(data: bytes) -> dict[str, np.ndarray]:
         if shape:
             values = values.flatten()
         array = values.to_numpy(zero_copy_only=False)
-        array = array.astype(str) if array.dtype == object else array
+        # Arrow's own memory is read-only; what was measured here is not.
+        array = array.astype(str) if array.dtype == object else np.require(array, requirements="W")
         found[field.name] = array.reshape(len(table), *shape)
     return found
 

@@ -57,13 +57,17 @@ def commit(folder: Path, record: Record, files: Mapping[str, bytes]) -> Record:
     try:
         for name, data in files.items():
             _write(staging / FILES / name, data)
-        _write(staging / RECORD, json.dumps(asdict(record), indent=1).encode())
+        _write(staging / RECORD, as_json(record))
         staging.rename(folder)
     except OSError:
         shutil.rmtree(staging, ignore_errors=True)
         if not (folder / RECORD).is_file():
             raise
     return record
+
+
+def as_json(record: Record) -> bytes:
+    return json.dumps(asdict(record), indent=1).encode()
 
 
 def read(folder: Path) -> Record | None:

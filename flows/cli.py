@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,11 +16,15 @@ from flows.options import (
     NOT_ACCEPTED,
     NOT_COMPARABLE,
     TAMPERED,
+    Address,
     Author,
     Config,
+    DepotOption,
     Json,
     Key,
+    RunnerOption,
     StoreOption,
+    Workers,
     emit,
     existing,
 )
@@ -58,16 +61,23 @@ def sweep(
     require_accept: Annotated[
         bool, typer.Option("--require-accept", help="Exit with 3 when no cell was accepted.")
     ] = False,
+    runner: RunnerOption = "local",
+    address: Address = "",
+    workers: Workers = 2,
+    depot: DepotOption = "",
     author: Author = "",
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Runs the matrix, decides, records everything. Run it again to take up where it stopped."""
     from audit.store import Store
+    from flows.launch import Launch, launch
+    from flows.runners import Runner
     from flows.show import print_sweep, progress_bar
 
+    by = Runner(runner, address, workers, depot)
     with progress_bar():
-        result = _run_sweep(config, store, fresh, author, key)
+        result = launch(Launch(config, store, fresh, author, key, by))
     emit(result, as_json, lambda found: print_sweep(found, Store(store)))
     if require_accept and result["decision"]["verdict"] != "accept":
         raise typer.Exit(NOT_ACCEPTED)
@@ -147,25 +157,6 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
     emit(checks, as_json, print_checks)
     if any(check["status"] == "fail" for check in checks["checks"]):
         raise typer.Exit(BAD_INPUT)
-
-
-def _run_sweep(
-    config: Path, store: Path, fresh: bool, author: str, key: Path | None
-) -> dict[str, Any]:
-    """Through Prefect where a server is configured; by itself where none is."""
-    from audit.issuer import issuer
-    from audit.store import Store
-    from flows.conduct import conduct
-    from flows.config import read_plan
-    from flows.server import configured_api
-
-    plan = read_plan(config)
-    if configured_api():
-        from flows.sweep import run_flow
-
-        return run_flow(str(config), str(store), fresh, author, str(key) if key else None)
-    by = issuer(author, key)
-    return conduct(plan, config.read_text(encoding="utf-8"), Store(store), fresh=fresh, issuer=by)
 
 
 for command in (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from audit import environment, spool
@@ -13,6 +14,7 @@ from audit.recorder import Recorder
 from audit.store import Store, SweepFolder
 from flows.clock import Clock
 from flows.closing import close, shown_cell
+from flows.crew import Alone, Crew
 from flows.opening import open_sweep
 from flows.progress import reporter
 from halfstep.scheme import Scheme
@@ -30,12 +32,14 @@ def conduct(
     *,
     fresh: bool = False,
     steps: Steps = PLAIN,
+    crew: Crew | None = None,
     issuer: Issuer = NOBODY,
     registry: Store | None = None,
 ) -> dict[str, Any]:
     """Runs a sweep, or what is left of it, and returns its result (see `flows.result`).
 
     Args:
+        crew: who evaluates; this process by itself where nobody is named.
         issuer: who answers for the decision, and the key that signs it.
         registry: the tracking store that a subject may come from; ``store`` by default.
 
@@ -56,7 +60,9 @@ def conduct(
         spool.sweep_unfinished(folder.path)
         recorder = Recorder(store, plan.name, folder.sweep_id, issuer)
         try:
-            return _sweep(loaded, config_text, environ, folder, recorder, steps, clock)
+            return _sweep(
+                loaded, config_text, environ, folder, recorder, steps, crew or Alone(steps), clock
+            )
         finally:
             recorder.close()
 
@@ -68,6 +74,7 @@ def _sweep(
     folder: SweepFolder,
     recorder: Recorder,
     steps: Steps,
+    crew: Crew,
     clock: Clock,
 ) -> dict[str, Any]:
     plan, report = loaded.plan, reporter()
@@ -75,45 +82,34 @@ def _sweep(
     with clock.overhead("record"):
         parent = open_sweep(loaded, config_text, environ.result(), folder, recorder)
 
-    def evaluated(done: Evaluated, stage: str) -> Evaluated:
-        clock.add_work(stage, done.seconds)
-        recorder.child(done.record, done.folder)
-        return done
+    names = [task.name for task in plan.tasks]
+
+    def recorded(done: Iterable[Evaluated], stage: str) -> Iterator[Evaluated]:
+        for one in done:
+            crew.book(clock, stage, one.seconds)
+            recorder.child(one.record, one.folder)
+            yield one
 
     report.say("reference")
-    names = [task.name for task in plan.tasks]
+    wanted = [(task, split) for split in ("selection", "confirmation") for task in names]
+    found = recorded(crew.references(loaded, wanted, folder, report), "reference")
+    measured = dict(zip(wanted, found, strict=True))
     references = {
-        split: {
-            task: evaluated(
-                steps.reference(loaded, task, split, folder, report.advance), "reference"
-            )
-            for task in names
-        }
+        split: {task: measured[task, split] for task in names}
         for split in ("selection", "confirmation")
     }
     report.say("calibrating")
-    calibrated = steps.calibrate(loaded, references["selection"], folder, report.advance)
-    clock.add_work("calibrate", calibrated.seconds)
+    calibrated = crew.calibrate(loaded, references["selection"], folder, report)
+    crew.book(clock, "calibrate", calibrated.seconds)
     if calibrated.record is not None:
         recorder.child(calibrated.record, calibrated.folder)
 
-    def run(scheme: Scheme, split: str, stage: str) -> dict[str, Evaluated]:
-        return {
-            task: evaluated(
-                steps.cell(
-                    loaded,
-                    calibrated.treatments,
-                    scheme,
-                    task,
-                    split,
-                    references[split][task],
-                    folder,
-                    report.advance,
-                ),
-                stage,
-            )
-            for task in names
-        }
+    def run(schemes: Sequence[Scheme], split: str, stage: str) -> list[dict[str, Evaluated]]:
+        jobs = [(scheme, task, split) for scheme in schemes for task in names]
+        done = recorded(
+            crew.cells(loaded, calibrated.treatments, jobs, references, folder, report), stage
+        )
+        return [dict(zip(names, islice(done, len(names)), strict=True)) for _ in schemes]
 
     schemes, extra = list(plan.schemes), []
     if plan.mixed is not None:
@@ -123,17 +119,14 @@ def _sweep(
         recorder.child(record, place)
         extra.append(record)
         schemes += [scheme for scheme in found if scheme not in schemes]
-    cells: list[tuple[Scheme, dict[str, Evaluated]]] = []
-    for number, scheme in enumerate(schemes, 1):
-        report.say(f"{number}/{len(schemes)} {scheme.name}")
-        cells.append((scheme, run(scheme, "selection", "cells")))
+    cells = list(zip(schemes, run(schemes, "selection", "cells"), strict=True))
     report.say("judging")
     with clock.work("decide"):
         judgements, chosen = steps.select(loaded, references["selection"], cells)
     confirmed: dict[str, Evaluated] = {}
     if chosen is not None:
         report.say(f"confirming {chosen.name}")
-        confirmed = run(chosen, "confirmation", "confirm")
+        (confirmed,) = run([chosen], "confirmation", "confirm")
     with clock.work("decide"):
         decision = steps.conclude(loaded, judgements, chosen, references["confirmation"], confirmed)
     variant = None
@@ -151,6 +144,7 @@ def _sweep(
         recorder.child(record, place)
         extra.append(record)
     report.say("recording")
+    clock.lanes = crew.lanes
     result: dict[str, Any] = steps.record(
         close,
         loaded,

@@ -33,6 +33,30 @@ Key = Annotated[
     Path | None,
     typer.Option("--key", envvar="HALFSTEP_SIGNING_KEY", help="Ed25519 private key that signs."),
 ]
+RunnerOption = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        envvar="HALFSTEP_RUNNER",
+        help="Who evaluates: local, dask, ray, prefect, queue.",
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        envvar="HALFSTEP_RUNNER_ADDRESS",
+        help="Of a Dask scheduler or Ray cluster; else one is made on this machine.",
+    ),
+]
+Workers = Annotated[int, typer.Option(help="How many, or how many are expected.")]
+DepotOption = Annotated[
+    str,
+    typer.Option(
+        "--depot",
+        envvar="HALFSTEP_DEPOT",
+        help="What all workers reach: a folder, or s3://BUCKET/PATH; else one in the store.",
+    ),
+]
 Name = Annotated[str, typer.Option(help="Who decides.")]
 Role = Annotated[str, typer.Option(help="As what.")]
 Comment = Annotated[str, typer.Option(help="Why.")]

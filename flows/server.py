@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, first_line
 
+STARTUP_SECONDS = 120
+ANSWER_SECONDS = 10
 QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -37,13 +41,48 @@ def configured_api() -> str | None:
     return address or None
 
 
+@contextmanager
+def temporary_server() -> Iterator[None]:
+    """A Prefect server of this process's own, for as long as this is open."""
+    from prefect.settings import (
+        PREFECT_SERVER_EPHEMERAL_ENABLED,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        temporary_settings,
+    )
+
+    with temporary_settings(
+        {
+            PREFECT_SERVER_EPHEMERAL_ENABLED: True,
+            PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: STARTUP_SECONDS,
+        }
+    ):
+        yield
+
+
 def _check(address: str) -> None:
     import httpx
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
+    secret, token = PREFECT_API_AUTH_STRING.value(), PREFECT_API_KEY.value()
+    pair = secret.get_secret_value().partition(":") if secret else None
+    asked = f"{address.rstrip('/')}/flows/count"
     try:
-        httpx.get(f"{address.rstrip('/')}/health", timeout=5).raise_for_status()
+        answer = httpx.post(
+            asked,
+            json={},
+            timeout=ANSWER_SECONDS,
+            auth=(pair[0], pair[2]) if pair else None,
+            headers={"Authorization": f"Bearer {token.get_secret_value()}"} if token else None,
+        )
+        if answer.status_code in (401, 403):
+            raise UserError(
+                f"PREFECT_API_URL is {address}: the server refuses "
+                + ("PREFECT_API_AUTH_STRING" if pair else "access without a password; set "
+                   "PREFECT_API_AUTH_STRING=USER:PASSWORD")
+            )  # fmt: skip
+        answer.raise_for_status()
     except httpx.HTTPError as error:
         raise UserError(
-            f"PREFECT_API_URL is {address}, but no Prefect server answers there ({error}); start "
-            "it, or unset PREFECT_API_URL to run without one"
+            f"PREFECT_API_URL is {address}, but no Prefect server answers there "
+            f"({first_line(error)}); start it, or unset PREFECT_API_URL to run without one"
         ) from error

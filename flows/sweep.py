@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from audit.note import sweep_note
 from audit.store import Store
 from flows.conduct import conduct
 from flows.config import read_plan
+from flows.runners import LOCAL, Runner
 from tasks.orchestrated import TASKS
+
+HERE = Runner()
 
 
 @flow(
@@ -29,17 +33,34 @@ def sweep(
     fresh: bool = False,
     author: str = "",
     key: str | None = None,
+    runner: str = LOCAL,
+    address: str = "",
+    workers: int = 2,
+    depot: str = "",
 ) -> dict[str, Any]:
-    """Sweeps one config; the tasks are load, reference, calibrate, each cell, decide, record."""
-    path = Path(config)
-    result = conduct(
-        read_plan(path),
-        path.read_text(),
-        Store(Path(store)),
-        fresh=fresh,
-        steps=TASKS,
-        issuer=issuer(author, Path(key) if key else None),
-    )
+    """Sweeps one config; the tasks are load, reference, calibrate, each cell, decide, record.
+
+    Args:
+        config: file of the config, where this flow runs.
+        store: folder of the store, where this flow runs.
+        fresh: run anew; reuse nothing.
+        author: who answers for it.
+        key: file of the private key that signs, where this flow runs.
+        runner, address, workers, depot: see `flows.runners.Runner`.
+    """
+    path, where = Path(config), Store(Path(store))
+    plan, by = read_plan(path), Runner(runner, address, workers, depot)
+    by.check()
+    with by.crew(where) as crew:
+        result = conduct(
+            plan,
+            path.read_text(),
+            where,
+            fresh=fresh,
+            steps=TASKS,
+            crew=crew,
+            issuer=issuer(author, Path(key) if key else None),
+        )
     headlines = {task["name"]: task["headline"] for task in result["tasks"]}
     create_markdown_artifact(sweep_note(result), key="halfstep-decision")
     create_table_artifact(
@@ -59,7 +80,12 @@ def sweep(
 
 
 def run_flow(
-    config: str, store: str, fresh: bool, author: str = "", key: str | None = None
+    config: str,
+    store: str,
+    fresh: bool,
+    author: str = "",
+    key: str | None = None,
+    runner: Runner = HERE,
 ) -> dict[str, Any]:
     """The flow as the command line runs it.
 
@@ -67,5 +93,5 @@ def run_flow(
     somebody watches needs none.
     """
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        result: dict[str, Any] = sweep(config, store, fresh, author, key)
+        result: dict[str, Any] = sweep(config, store, fresh, author, key, *astuple(runner))
     return result

@@ -1,18 +1,21 @@
 """Observing: one instrumented forward pass that fills an observation for each activation site.
 
 The examples run in an order that their content fixes, and in batches of a fixed size. So neither
-the order of the data, nor the batch size of the evaluation, nor how the batches are dealt to
-workers can move a bit of what is observed.
+the order of the data, nor the batch size of the evaluation, nor how the data is dealt to workers
+can move a bit of what is observed. Workers get whole segments: 64 pieces of equal size, each of
+whole batches.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -32,6 +35,10 @@ from halfstep.tally import Tally
 
 BATCH = 32
 """Examples of one calibration batch, whatever the batch size of the evaluation."""
+SEGMENTS = 64
+"""The finest division of the calibration data among workers."""
+FEWEST_PARTS = round(1 / GROWTH_SHARES[0])
+"""With at least so many parts, the range after each share of `GROWTH_SHARES` is known."""
 WAITING_BYTES = 256 * 2**20
 """Copies of activations that may wait to be counted."""
 
@@ -60,6 +67,8 @@ class Observer:
     in_turn: Callable[[Callable[[], None]], None]
     """Runs something after all that was seen so far has been counted."""
     batch: int = 0
+    segment: int = 0
+    """What the next forward pass belongs to."""
 
     def stand(self, share: float, examples: int) -> None:
         """Notes every site's range down."""
@@ -98,11 +107,11 @@ def observing(
     pending: list[tuple[Tensor, list[str]]] = []
     divisors = treated or {}
 
-    def count(x: Tensor, names: list[str], batch: int) -> None:
+    def count(x: Tensor, names: list[str], batch: int, segment: int) -> None:
         sketch = Sketch.of(x)
         for name in names:
             observer.tallies[name].add(sketch, batch)
-            observer.tallies[name].add_channels(x, operands[name])
+            observer.tallies[name].add_channels(x, operands[name], segment)
             if positions:
                 observer.tallies[name].add_positions(x, operands[name])
 
@@ -140,7 +149,8 @@ def observing(
     def hand_over(module: nn.Module, inputs: object, outputs: object) -> None:
         """After each forward pass: which sites share a tensor is known only then."""
         for x, names in pending:
-            submit(x.numel() * x.element_size(), count, x, list(names), observer.batch)
+            weight = x.numel() * x.element_size()
+            submit(weight, count, x, list(names), observer.batch, observer.segment)
         pending.clear()
         recent.clear()
         observer.batch += 1
@@ -179,13 +189,86 @@ def calibrate(
     done = 0
     with observing(model, sites, treated=treated, positions=positions) as observer, torch.no_grad():
         for batch in batches:
+            observer.segment = done * SEGMENTS // examples if examples else 0
             forward(model, batch)
             done += size(batch)
             while examples and left and done >= left[0][1] and done < examples:
                 observer.stand(left.pop(0)[0], done)
         if examples:
             observer.stand(1.0, done)
-    found = {name: tally.observation() for name, tally in observer.tallies.items()}
+    return _checked(observer.tallies)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive calibration batches for one worker: whole segments."""
+
+    batches: slice
+    """Of the canonical order."""
+    before: int
+    """Examples in the batches before it."""
+
+
+def parts_of(sizes: Sequence[int], count: int) -> list[Part]:
+    """Divides batches of these sizes into at most ``count`` parts, a power of two from
+    `FEWEST_PARTS` to `SEGMENTS`. Parts that hold no batch are left out."""
+    starts = [0, *np.cumsum(sizes).tolist()]
+    examples, each = starts[-1], SEGMENTS // count
+    segment = [start * SEGMENTS // examples for start in starts[:-1]]
+    cuts = [bisect_left(segment, first) for first in range(0, SEGMENTS, each)] + [len(sizes)]
+    return [Part(slice(begin, end), starts[begin]) for begin, end in pairwise(cuts) if begin < end]
+
+
+def observe_part(
+    model: nn.Module,
+    sites: Sequence[ActivationSite],
+    batches: Iterable[Batch],
+    part: Part,
+    *,
+    examples: int,
+    positions: bool = False,
+) -> dict[str, Tally]:
+    """What one worker makes of its part; `merged` takes all of them.
+
+    Args:
+        batches: those of the part, in canonical order.
+        examples: in all parts together.
+    """
+    done = part.before
+    with observing(model, sites, positions=positions) as observer, torch.no_grad():
+        observer.batch = part.batches.start
+        for batch in batches:
+            observer.segment = done * SEGMENTS // examples
+            forward(model, batch)
+            done += size(batch)
+    return observer.tallies
+
+
+def merged(
+    parts: Iterable[tuple[Part, Mapping[str, Tally]]], sizes: Sequence[int]
+) -> dict[str, Observation]:
+    """What `calibrate` would have observed, bit for bit, from all parts in order.
+
+    Raises:
+        UserError: as `calibrate`.
+    """
+    whole: dict[str, Tally] = {}
+    examples, left = sum(sizes), list(GROWTH_SHARES)
+    for part, tallies in parts:
+        done = sum(sizes[: part.batches.stop])
+        for name, tally in tallies.items():
+            whole.setdefault(name, Tally()).merge(tally)
+        while left and done >= left[0] * examples and done < examples:
+            share = left.pop(0)
+            for tally in whole.values():
+                tally.stand(share, done)
+    for tally in whole.values():
+        tally.stand(1.0, examples)
+    return _checked(whole)
+
+
+def _checked(tallies: Mapping[str, Tally]) -> dict[str, Observation]:
+    found = {name: tally.observation() for name, tally in tallies.items()}
     for name, observation in found.items():
         check_finite(name, observation.sketch, "the calibration data")
         if observation.sketch.total == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,6 +23,8 @@ from halfstep.scheme import Scheme, Spec
 from halfstep.sites import ActivationSite, Sites, WeightSite
 from halfstep.weights import QuantizedWeight, quantize_weight
 
+WeightKey = tuple[str, Spec, tuple[Correction, ...]]
+"""A weight's site, and what is done to it."""
 CERTIFIED_EXAMPLES = 16
 """Activation certificates check every element of this many examples."""
 
@@ -58,12 +60,59 @@ class Treatments:
         self._moments: dict[str, Moments] | None = None
         self._rewrites: dict[tuple[Correction, ...], Rewrite] = {}
         self._observed: dict[tuple[Correction, ...], Mapping[str, Observation]] = {}
-        self._weights: dict[tuple[str, Spec, tuple[Correction, ...]], QuantizedWeight] = {}
+        self._weights: dict[WeightKey, QuantizedWeight] = {}
+        self._start()
+
+    def _start(self) -> None:
         self._activations: dict[
             tuple[str, Spec | None, tuple[Correction, ...]], TreatedActivation
         ] = {}
         self._certificates: dict[object, Certificate] = {}
         self._made: dict[Scheme, Treatment] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was made for schemes: a worker makes it, or gets the weights by `adopt`."""
+        left = ("_weights", "_activations", "_certificates", "_made")
+        return {name: value for name, value in self.__dict__.items() if name not in left}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        self.__dict__.update(state)
+        self._weights = {}
+        self._start()
+
+    def gather(self, schemes: Iterable[Scheme]) -> None:
+        """Runs the passes over the calibration data that these schemes need, so that a copy of
+        this runs none."""
+        for scheme in schemes:
+            rewrites = _rewrites(scheme)
+            self._rewrite(rewrites)
+            if scheme.needs_sketches:
+                self._observations(rewrites)
+            if len(rewrites) < len(scheme.corrections):
+                self._all_moments()
+
+    def weight_keys(self, scheme: Scheme) -> list[WeightKey]:
+        """The quantized weights that a scheme needs."""
+        corrections = tuple(c for c in scheme.corrections if c.stage != "bias")
+        return [
+            (site.name, spec, corrections)
+            for site in self._sites.weights
+            if (spec := scheme.weight_spec(site, self._sites)) is not None
+        ]
+
+    def quantize(self, keys: Sequence[WeightKey]) -> dict[WeightKey, QuantizedWeight]:
+        """These weights, each made once."""
+        sites = {site.name: site for site in self._sites.weights}
+        for key in keys:
+            name, spec, corrections = key
+            if key not in self._weights:
+                self._weights[key] = self._quantized(sites[name], spec, corrections)
+        return {key: self._weights[key] for key in keys}
+
+    def adopt(self, weights: Mapping[WeightKey, QuantizedWeight]) -> None:
+        """Takes weights that were quantized elsewhere."""
+        for key, weight in weights.items():
+            self._weights.setdefault(key, weight)
 
     def for_scheme(self, scheme: Scheme) -> Treatment:
         """What the scheme does to the model."""
@@ -74,15 +123,13 @@ class Treatments:
     def _make(self, scheme: Scheme) -> Treatment:
         rewrites = _rewrites(scheme)
         rewrite = self._rewrite(rewrites)
-        weights: dict[str, QuantizedWeight] = {}
+        made = self.quantize(self.weight_keys(scheme))
+        weights = {name: weight for (name, _, _), weight in made.items()}
         parameters = self._spread(rewrite.parameters)
         notes = list(rewrite.notes)
         for site in self._sites.weights:
-            spec = scheme.weight_spec(site, self._sites)
-            if spec is None:
-                continue
-            weights[site.name] = self._weight(site, spec, scheme, rewrite)
-            parameters |= dict.fromkeys(site.parameters, weights[site.name].values)
+            if site.name in weights:
+                parameters |= dict.fromkeys(site.parameters, weights[site.name].values)
         if any(isinstance(c, BiasCorrection) for c in scheme.corrections):
             biases, told = self._corrected_biases(weights, rewrite)
             parameters |= biases
@@ -193,23 +240,20 @@ class Treatments:
                 spread |= dict.fromkeys(site.parameters, parameters[site.parameters[0]])
         return spread
 
-    def _weight(
-        self, site: WeightSite, spec: Spec, scheme: Scheme, rewrite: Rewrite
+    def _quantized(
+        self, site: WeightSite, spec: Spec, corrections: tuple[Correction, ...]
     ) -> QuantizedWeight:
-        corrections = tuple(c for c in scheme.corrections if c.stage != "bias")
-        key = (site.name, spec, corrections)
-        if key not in self._weights:
-            own = tuple(c for c in corrections if c.stage in ("scale", "rounding"))
-            moments = self._all_moments().get(site.name) if own else None
-            self._weights[key] = quantize_weight(
-                rewrite.weight(site, self._model),
-                spec,
-                site.layout,
-                own,
-                rewrite.moments(site, moments) if moments is not None else None,
-                rewritten=site.parameters[0] in rewrite.parameters,
-            )
-        return self._weights[key]
+        rewrite = self._rewrite(tuple(c for c in corrections if c.stage == "rewrite"))
+        own = tuple(c for c in corrections if c.stage in ("scale", "rounding"))
+        moments = self._all_moments().get(site.name) if own else None
+        return quantize_weight(
+            rewrite.weight(site, self._model),
+            spec,
+            site.layout,
+            own,
+            rewrite.moments(site, moments) if moments is not None else None,
+            rewritten=site.parameters[0] in rewrite.parameters,
+        )
 
     def _activation(
         self, site: ActivationSite, spec: Spec | None, corrections: tuple[Correction, ...]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
 from halfstep.batches import Batch
+from halfstep.examples import Inputs
 from halfstep.observation import Observation
 from halfstep.observe import calibrate, canonical
 from halfstep.representativeness import drifts, warning
@@ -22,6 +24,8 @@ from halfstep.treatments import CERTIFIED_EXAMPLES, Calibration, Treatments, nee
 from tasks.evaluated import Evaluated, Progress, recorded
 from tasks.load import Loaded
 
+Observe = Callable[[Sequence[ActivationSite], bool], Mapping[str, Observation]]
+"""Makes the instrumented pass over these sites; also at each token position, or not."""
 OBSERVATIONS = "observations.safetensors"
 SELECTION = "observations-selection.safetensors"
 
@@ -35,6 +39,25 @@ class Calibrated:
     """None where no scheme of the matrix needs a sketch, so that no pass was run."""
     folder: Path
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class CanonicalBatches:
+    """The calibration batches, made anew whenever they are asked for. Only here are they watched:
+    a copy in another process tells nobody how far it is."""
+
+    inputs: Inputs
+    order: Sequence[np.ndarray]
+    progress: Progress | None = None
+
+    def __call__(self) -> Iterator[Batch]:
+        for rows in self.order:
+            yield self.inputs.batch(rows)
+            if self.progress is not None:
+                self.progress(len(rows))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"inputs": self.inputs, "order": self.order, "progress": None}
 
 
 def calibrated_sites(loaded: Loaded) -> list[ActivationSite]:
@@ -51,12 +74,18 @@ def calibrated_sites(loaded: Loaded) -> list[ActivationSite]:
 
 
 def run_calibration(
-    loaded: Loaded, references: Mapping[str, Evaluated], sweep: SweepFolder, progress: Progress
+    loaded: Loaded,
+    references: Mapping[str, Evaluated],
+    sweep: SweepFolder,
+    progress: Progress,
+    observe: Observe | None = None,
 ) -> Calibrated:
     """The one instrumented pass; what is recorded already is read back instead of made again.
 
-    ``references``: by task, on the selection split; their sketches tell whether calibration
-    represents it.
+    Args:
+        references: by task, on the selection split; their sketches tell whether calibration
+            represents it.
+        observe: who makes the pass; this process by itself where nobody is named.
     """
     started = time.time()
     sites = calibrated_sites(loaded)
@@ -65,20 +94,16 @@ def run_calibration(
     key = loaded.key(kind="calibration", sites=names, positions=positions)
     folder = sweep.place("calibration", key)
     inputs = loaded.calibration
-    order = canonical(inputs)
+    batches = CanonicalBatches(inputs, canonical(inputs), progress)
 
-    def batches() -> Iterator[Batch]:
-        for rows in order:
-            yield inputs.batch(rows)
-            progress(len(rows))
+    def here(sites: Sequence[ActivationSite], positions: bool) -> Mapping[str, Observation]:
+        return calibrate(loaded.model, sites, batches(), positions=positions, examples=len(inputs))
 
     record, observations = None, {}
     if sites:
         record = recorded(sweep, "calibration", key)
         if record is None:
-            observations = calibrate(
-                loaded.model, sites, batches(), positions=positions, examples=len(inputs)
-            )
+            observations = dict((observe or here)(sites, positions))
             record = _commit(folder, key, observations, references, started)
         else:
             observations = _read(folder / spool.FILES / OBSERVATIONS)

@@ -30,6 +30,20 @@ from tasks.ledger import (
 from tasks.load import Loaded
 
 
+def identity(loaded: Loaded, scheme: Scheme, task: str, split: str) -> tuple[str, str]:
+    """The kind and the key of a cell's record."""
+    kind = "cell" if split == "selection" else "confirmation"
+    watched = kind == "cell" and loaded.plan.stops_early(loaded.task(task))
+    return kind, loaded.key(
+        task,
+        kind="cell",
+        split=split,
+        scheme=scheme.to_json(),
+        # When a cell stops depends on how many cells its verdict is corrected for.
+        weighed_against=loaded.plan.cells if watched else None,
+    )
+
+
 def run_cell(
     loaded: Loaded,
     treatments: Treatments,
@@ -42,16 +56,7 @@ def run_cell(
 ) -> Evaluated:
     """One scheme on one split of one task. A cell that raises is recorded as failed; it stops no
     other."""
-    kind = "cell" if split == "selection" else "confirmation"
-    watched = kind == "cell" and loaded.plan.stops_early(loaded.task(task))
-    key = loaded.key(
-        task,
-        kind="cell",
-        split=split,
-        scheme=scheme.to_json(),
-        # When a cell stops depends on how many cells its verdict is corrected for.
-        weighed_against=loaded.plan.cells if watched else None,
-    )
+    kind, key = identity(loaded, scheme, task, split)
     folder = sweep.place(kind, key)
     found = reuse(sweep, kind, key)
     if found:

@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
 from tasks.steps import PLAIN, Steps
+from tasks.work import perform
 
 
 def _wrapped(
@@ -28,6 +29,8 @@ def _wrapped(
     )(function)
 
 
+PIECE = _wrapped("piece", perform, lambda p: p["work"].name)
+"""What a task runner hands to its workers."""
 TASKS = Steps(
     load=_wrapped("load", PLAIN.load, lambda p: "load"),
     reference=_wrapped(

@@ -16,6 +16,11 @@ from tasks.evaluated import Evaluated, Progress, described, finite, reuse
 from tasks.load import Loaded
 
 
+def identity(loaded: Loaded, task: str, split: str) -> str:
+    """The key of a reference's record."""
+    return loaded.key(task, kind="reference", split=split)
+
+
 def measure_reference(
     loaded: Loaded, task: str, split: str, sweep: SweepFolder, progress: Progress
 ) -> Evaluated:
@@ -24,7 +29,7 @@ def measure_reference(
     The second time what enters the calibrated sites is sketched, to be compared with calibration.
     Observing changes no output, so the repetition proves that too.
     """
-    key = loaded.key(task, kind="reference", split=split)
+    key = identity(loaded, task, split)
     folder = sweep.place("reference", key)
     found = reuse(sweep, "reference", key)
     if found:
