@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from audit.store import Store
 from halfstep.errors import Tampered
 
 HEAD = PREFIX + "head"
+SETTLED = 0.5
 NOTE_TEXT = (
     "The ledger of halfstep: one run for each decision, review and rollback; each holds the digest "
     "of the one before it. `halfstep verify` checks the chain and all that it names."
@@ -48,7 +50,7 @@ class LedgerWriter:
         found = experiment(self.client)
         if found is None or found.lifecycle_stage == DELETED:
             return None
-        self._tidy(found.experiment_id)
+        self._tidy(found.experiment_id, record_of(kind, key))
         runs = self.client.search_runs(
             [found.experiment_id],
             f"tags.`{PREFIX}record` = '{record_of(kind, key)}' AND attributes.status = 'FINISHED'",
@@ -105,13 +107,14 @@ class LedgerWriter:
                 f"the ledger is damaged: {error}; `halfstep verify` says more"
             ) from error
 
-    def _tidy(self, experiment_id: str) -> None:
-        """Closes what a crash left open: as an entry where the head names it. Only where no other
-        machine may be at work on it."""
-        if not self.store.embedded:
-            return
+    def _tidy(self, experiment_id: str, record: str) -> None:
+        """Closes what a crash left open: as an entry where the head names it. On a server only this
+        event's own: another machine may be at work on others."""
         ends = self._head().previous
-        for run in self.client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        query = "attributes.status = 'RUNNING'"
+        if not self.store.embedded:
+            query += f" AND tags.`{PREFIX}record` = '{record}'"
+        for run in self.client.search_runs([experiment_id], query):
             entered = run.data.tags.get(PREFIX + "digest") in ends
             made = read(self.client, run) if entered else None
             if made is not None:
@@ -120,11 +123,21 @@ class LedgerWriter:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _move_head(self, experiment_id: str, made: Entry) -> None:
-        """What another machine entered meanwhile stays among the ends of the chain."""
+        """What another machine entered meanwhile stays among the ends of the chain.
+
+        MLflow cannot compare and set: another machine that read the head before us may write it
+        after us, without our entry. So it counts as moved once it has held for a while.
+        """
+        held = self.store.embedded
         while True:
             now = self._head()
             if made.digest in now.previous:
-                return
+                if held:
+                    return
+                held = True
+                time.sleep(SETTLED)
+                continue
+            held = self.store.embedded
             ends = sorted({*now.previous, made.digest} - set(made.previous))
             value = {"number": max(made.number, now.number - 1), "digests": ends}
             self.client.set_experiment_tag(experiment_id, HEAD, json.dumps(value))

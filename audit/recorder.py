@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit.environment import without_credentials
 from audit.issuer import NOBODY, Issuer
+from audit.outage import first_words, passes, patience
 from audit.spool import Record
 from audit.store import Store
 from halfstep.errors import UserError
@@ -19,20 +21,43 @@ if TYPE_CHECKING:
     from audit.ledger import Entry
     from audit.trail import Trail
 
+LONGEST_PAUSE = 10.0
+BEAT = 15.0
+DEAD_AFTER = 45.0
+"""Seconds without a beat, by the clock of whoever watches."""
+GRACE = 15.0
+"""Seconds that a sweep which is told to stop may take to say so in the trail."""
+
+
+def _unsaid(text: str) -> None:
+    """Nobody listens."""
+
 
 class Recorder:
     """Takes records in order. Importing mlflow, opening the store and writing all happen beside
-    the useful work; an error is kept and raised by `wait`, so that it stops no cell: the records
-    stay in the spool and are projected by the next run of the same command."""
+    the useful work.
+
+    While the store does not answer, or answers with a fault of its own, the records wait in the
+    spool and are written in order once it does. What will not pass, or takes longer than
+    `audit.outage.patience`, is raised by `check` and `wait`; the next run of the same command
+    projects what the spool holds.
+    """
 
     def __init__(
-        self, store: Store, experiment: str, sweep_id: str, issuer: Issuer = NOBODY
+        self,
+        store: Store,
+        experiment: str,
+        sweep_id: str,
+        issuer: Issuer = NOBODY,
+        say: Callable[[str], None] = _unsaid,
     ) -> None:
         self._store = store
+        self._say = say
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="halfstep-recorder")
         self._futures: list[Future[None]] = []
         self._trail: Trail | None = None
         self._parent = ""
+        self._stopping = threading.Event()
         self.run_ids: dict[str, str] = {}
         """Run id by record key."""
         self.experiment_id = ""
@@ -42,12 +67,15 @@ class Recorder:
         self._previous: dict[str, str] | None = None
         self.issuer = issuer
         self._submit(lambda: self._open(store, experiment, sweep_id))
+        if not store.embedded:
+            threading.Thread(target=self._beat, daemon=True).start()
 
     def sweep(self, record: Record, folder: Path, splits: Sequence[Mapping[str, Any]]) -> None:
         """The parent run. Comes first."""
 
         def project(trail: Trail) -> None:
             self._parent = trail.run(record, folder)
+            self._claim(trail, f"{record.kind}:{record.key}")
             trail.datasets(self._parent, splits)
             self.run_ids[record.key] = self._parent
 
@@ -85,6 +113,12 @@ class Recorder:
         self.wait()
         return found[0]
 
+    def check(self) -> None:
+        """Raises what `wait` would raise, of what has been written so far."""
+        for future in self._futures:
+            if future.done():
+                self._raise(future)
+
     def wait(self) -> None:
         """Returns when everything is recorded.
 
@@ -92,20 +126,65 @@ class Recorder:
             UserError: the tracking store failed; says that nothing is lost.
         """
         for future in self._futures:
-            try:
-                future.result()
-            except (UserError, OSError):
-                raise
-            except Exception as error:  # whatever the store's own libraries raise
-                first = without_credentials((str(error) or type(error).__name__).splitlines()[0])
-                raise UserError(
-                    f"the sweep could not be recorded in {self._store.shown_uri} ({first}). All "
-                    f"that was run is kept in {self._store.spool}; run the same command again to "
-                    "record it"
-                ) from error
+            self._raise(future)
+
+    def suspend(self, note: str) -> None:
+        """Says in the trail that the sweep was told to stop, as far as that is soon done."""
+        self._stopping.set()
+
+        def act() -> None:
+            if self._parent and self._trail is not None:
+                self._trail.suspend(self._parent, note)
+
+        self._submit(act)
+        wait(self._futures, GRACE)
 
     def close(self) -> None:
+        self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _raise(self, future: Future[None]) -> None:
+        try:
+            future.result()
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # whatever the store's own libraries raise
+            raise UserError(
+                f"the sweep could not be recorded in {self._store.shown_uri} "
+                f"({first_words(error)}). All that was run is kept in {self._store.spool}; run the "
+                "same command again to record it"
+            ) from error
+
+    def _claim(self, trail: Trail, key: str) -> None:
+        """Makes this the one process that writes the sweep to a server. On an embedded store the
+        lock of the store does.
+
+        Raises:
+            UserError: another machine is at it.
+        """
+        if self._store.embedded:
+            return
+        from audit.trail import written_elsewhere
+
+        writer = self._store.writer()
+        other = trail.claim(self._parent, key, writer)
+        if other is None:
+            return
+        deadline = time.monotonic() + DEAD_AFTER
+        while time.monotonic() < deadline and not self._stopping.wait(1.0):
+            mark = trail.marked(self._parent)
+            if mark != other:
+                if mark is None:
+                    break
+                raise written_elsewhere(self._store, json.loads(mark)["host"])
+        trail.beat(self._parent, writer)
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(BEAT):
+            trail = self._trail
+            if trail is not None and trail.claimed and self._futures[-1].done():
+                with contextlib.suppress(Exception):  # an outage is the recorder's own to notice
+                    trail.beat(trail.claimed, self._store.writer())
 
     @property
     def _opened(self) -> Trail:
@@ -128,8 +207,33 @@ class Recorder:
                     return  # after an error nothing more is written: order is kept for the replay
             before = time.thread_time()
             try:
-                act()
+                self._persist(act)
             finally:
                 self.cpu_seconds += time.thread_time() - before
 
         self._futures.append(self._pool.submit(timed))
+
+    def _persist(self, act: Callable[[], None]) -> None:
+        """Does it, and again while the store is out."""
+        pause, deadline = 0.5, 0.0
+        while True:
+            try:
+                if deadline and self._trail is not None:
+                    self._trail.renew()
+                act()
+            except Exception as error:
+                now = time.monotonic()
+                if not deadline:
+                    deadline = now + patience()
+                    if passes(error):
+                        self._say(
+                            f"{self._store.shown_uri} cannot be written ({first_words(error)}); "
+                            f"records wait in {self._store.spool} and are written once it can"
+                        )
+                if not passes(error) or now >= deadline or self._stopping.wait(pause):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                if deadline:
+                    self._say(f"{self._store.shown_uri} can be written again")
+                return

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from audit.termination import finishing
 from halfstep.digest import digest_bytes
 
 RECORD = "record.json"
@@ -48,21 +49,23 @@ def commit(folder: Path, record: Record, files: Mapping[str, bytes]) -> Record:
     """
     record = replace(
         record,
-        ended=record.ended or time.time(),
+        # Whatever somebody does to the clock, nothing ends before it starts.
+        ended=max(record.ended or time.time(), record.started),
         files={name: digest_bytes(data) for name, data in sorted(files.items())},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.parent / f"{_UNFINISHED}{os.getpid()}-{folder.name}"
     shutil.rmtree(staging, ignore_errors=True)
-    try:
-        for name, data in files.items():
-            _write(staging / FILES / name, data)
-        _write(staging / RECORD, as_json(record))
-        staging.rename(folder)
-    except OSError:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not (folder / RECORD).is_file():
-            raise
+    with finishing():
+        try:
+            for name, data in files.items():
+                _write(staging / FILES / name, data)
+            _write(staging / RECORD, as_json(record))
+            staging.rename(folder)
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)
+            if not (folder / RECORD).is_file():
+                raise
     return record
 
 

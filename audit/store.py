@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ class Store:
     @property
     def spool(self) -> Path:
         return self.path / "spool"
+
+    def writer(self) -> str:
+        """A name for whoever writes from this store, to tell it from other machines."""
+        place = self.path / ".writer"
+        if not place.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            place.write_text(uuid.uuid4().hex)
+        return place.read_text()
 
     def sweep(self, key: str, fresh: bool) -> SweepFolder:
         """The folder of the newest sweep with this key, or of a new one."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import platform
 import sqlite3
 import tempfile
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +63,12 @@ from halfstep.digest import digest_bytes  # noqa: E402
 from halfstep.errors import UserError  # noqa: E402
 
 LONGEST_NOTE = 7900
+WRITER = "halfstep-writer"
+"""A tag of a sweep that is being written, on servers; no part of the evidence."""
 LONGEST_PARAM = 5900
+NOBODYS = '{"writer": "", "host": "another machine", "settled": false}'
+SETTLED = 1.0
+"""Seconds after which what one machine wrote to a server is seen by all."""
 DATA_SOURCE_TYPE = "code"
 NOTHING_SET = Settings()
 
@@ -150,19 +159,76 @@ class Trail:
         self._ledger = LedgerWriter(store, self._client, signer)
         self._written: dict[str, Snapshot] = {}
         self._sealed: dict[str, str] = {}
+        self.claimed = ""
+        """The run that this process writes, on a server."""
         self._sweep_id = sweep_id
         tags = {PREFIX + "experiment": "1"}
         self._experiment_id = open_experiment(self._client, store, experiment, tags)
-        self._known = {
-            run.data.tags[PREFIX + "record"]: run
-            for run in self._search(f"tags.`{PREFIX}sweep_id` = '{sweep_id}'")
-        }
+        self._known: dict[str, Run] = {}
+        self.renew()
         if store.embedded:
             self._end_stale()
 
     @property
     def experiment_id(self) -> str:
         return self._experiment_id
+
+    def renew(self) -> None:
+        """Looks up what the store holds of this sweep: after a call that failed, it may hold what
+        nobody was told of."""
+        found = self._search(f"tags.`{PREFIX}sweep_id` = '{self._sweep_id}'")
+        self._known = {run.data.tags[PREFIX + "record"]: run for run in reversed(found)}
+
+    def suspend(self, run_id: str, note: str) -> None:
+        """Closes the run of a sweep that was told to stop; the next run of it opens it again."""
+        self._client.set_tag(run_id, NOTE, note[:LONGEST_NOTE])
+        self._client.set_terminated(run_id, "KILLED")
+        if run_id == self.claimed:
+            self._client.delete_tag(run_id, WRITER)
+
+    def claim(self, run_id: str, key: str, writer: str) -> str | None:
+        """Makes ``writer`` the one that writes a sweep; the mark of another that was there before.
+
+        MLflow has neither locks nor compare-and-set. Of several machines that start one sweep at
+        once, each marks its run, waits until all marks can be seen, and yields to a run that was
+        settled before, or to the oldest.
+
+        Raises:
+            UserError: another machine was first.
+        """
+        mark = self.marked(run_id)
+        if mark is not None and json.loads(mark)["writer"] != writer:
+            return mark
+        if mark is None or not json.loads(mark)["settled"]:
+            self.beat(run_id, writer, settled=False)
+            time.sleep(SETTLED)
+            found = {
+                run.info.run_id: run for run in self._search(f"tags.`{PREFIX}record` = '{key}'")
+            }
+            marks = {
+                one: json.loads(run.data.tags.get(WRITER, NOBODYS)) for one, run in found.items()
+            }
+            settled = [one for one in marks if one != run_id and marks[one]["settled"]]
+            oldest = min(found, key=lambda one: (found[one].info.start_time, one))
+            if settled or oldest != run_id or marks[run_id]["writer"] != writer:
+                if len(found) > 1:
+                    self._client.delete_run(run_id)
+                first = marks[settled[0] if settled else oldest]
+                raise written_elsewhere(self._ledger.store, first["host"])
+        self.beat(run_id, writer)
+        return None
+
+    def beat(self, run_id: str, writer: str, *, settled: bool = True) -> None:
+        """Renews the mark."""
+        mark = {"writer": writer, "host": platform.node(), "settled": settled,
+                "beat": uuid.uuid4().hex[:8]}  # fmt: skip
+        self._client.set_tag(run_id, WRITER, json.dumps(mark))
+        self.claimed = run_id
+
+    def marked(self, run_id: str) -> str | None:
+        """The mark of whoever writes a sweep."""
+        mark = self._client.get_run(run_id).data.tags.get(WRITER)
+        return None if mark is None else str(mark)
 
     def latest_decision(self) -> dict[str, str] | None:
         """The newest decision in the experiment that is not this sweep's own."""
@@ -199,6 +265,8 @@ class Trail:
                 run_name=record.name,
             )
             self._known[key] = run
+        elif run.info.status == "KILLED":
+            self._client.update_run(run.info.run_id, "RUNNING")
         run_id: str = run.info.run_id
         self._written[run_id] = Snapshot(
             run_id,
@@ -279,6 +347,9 @@ class Trail:
         evidence = evidence_bytes(written, children)
         self.attach(run_id, EVIDENCE, evidence)
         self._client.set_terminated(run_id, written.status, end_time=written.ended)
+        if run_id == self.claimed:
+            self._client.delete_tag(run_id, WRITER)
+            self.claimed = ""
         self._sealed[run_id] = digest_bytes(evidence)
         return self._sealed[run_id]
 
@@ -351,6 +422,13 @@ class Trail:
 
     def _search(self, query: str) -> list[Run]:
         return search_all(self._client, [self._experiment_id], query)
+
+
+def written_elsewhere(store: Store, host: str) -> UserError:
+    return UserError(
+        f"the same sweep is being written to {store.shown_uri} from {host}; wait for it to end, "
+        "then run this again to see what it came to"
+    )
 
 
 def stored(client: MlflowClient, run_id: str, path: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from audit.termination import Terminated, listen
 from flows import governing
 from flows.options import (
     BAD_INPUT,
@@ -16,6 +17,7 @@ from flows.options import (
     NOT_ACCEPTED,
     NOT_COMPARABLE,
     TAMPERED,
+    TERMINATED,
     Address,
     Author,
     Config,
@@ -135,6 +137,21 @@ def list_(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
 
 
 @app.command()
+def work(
+    depot: Annotated[str, typer.Argument(help="The depot of the sweeps to work for.")],
+    idle: Annotated[
+        float, typer.Option(help="Seconds without work after which to end; 0: never.")
+    ] = 0.0,
+) -> None:
+    """Takes pieces of sweeps that run with `--runner queue`, until it is stopped."""
+    from flows.show import progress_bar
+    from flows.work import serve
+
+    with progress_bar():
+        print(f"{serve(depot, idle)} piece(s) done")
+
+
+@app.command()
 def ui(
     store: StoreOption = DEFAULT_STORE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -178,6 +195,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point: user errors end with one message and exit code 2."""
+    listen()
     try:
         app()
     except Tampered as error:
@@ -194,6 +212,8 @@ def main() -> None:
                 BAD_INPUT,
             )
         raise
+    except Terminated:
+        _fail("terminated; finished cells are kept, run the same command to go on", TERMINATED)
     except KeyboardInterrupt:
         _fail("interrupted; finished cells are kept, run the same command to go on", INTERRUPTED)
 

@@ -9,20 +9,25 @@ from itertools import islice
 from typing import Any
 
 from audit import environment, spool
+from audit.environment import private
 from audit.issuer import NOBODY, Issuer
 from audit.recorder import Recorder
 from audit.store import Store, SweepFolder
+from audit.termination import finishing
 from flows.clock import Clock
 from flows.closing import close, shown_cell
 from flows.crew import Alone, Crew
 from flows.opening import open_sweep
 from flows.progress import reporter
+from halfstep.errors import first_line
 from halfstep.scheme import Scheme
 from tasks.data import Data
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 from tasks.plan import Plan
 from tasks.steps import PLAIN, Steps
+
+RESUME = "What was finished is kept: run the same command to go on."
 
 
 def conduct(
@@ -58,11 +63,15 @@ def conduct(
         if finished is not None:
             return finished | {"reused": True}
         spool.sweep_unfinished(folder.path)
-        recorder = Recorder(store, plan.name, folder.sweep_id, issuer)
+        recorder = Recorder(store, plan.name, folder.sweep_id, issuer, reporter().warn)
         try:
             return _sweep(
                 loaded, config_text, environ, folder, recorder, steps, crew or Alone(steps), clock
             )
+        except BaseException as error:
+            with finishing():
+                recorder.suspend(f"Stopped before its end ({why(error)}). {RESUME}")
+            raise
         finally:
             recorder.close()
 
@@ -88,6 +97,7 @@ def _sweep(
         for one in done:
             crew.book(clock, stage, one.seconds)
             recorder.child(one.record, one.folder)
+            recorder.check()
             yield one
 
     report.say("reference")
@@ -161,6 +171,13 @@ def _sweep(
         clock,
     )
     return result
+
+
+def why(error: BaseException) -> str:
+    """Why a sweep stops, in a word."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "somebody ended it"
+    return private(first_line(error))
 
 
 def planned_examples(loaded: Loaded) -> int:

@@ -15,6 +15,8 @@ from flows.runners import Runner
 from flows.server import configured_api, temporary_server
 from halfstep.errors import UserError
 
+HERE = Runner()
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -25,7 +27,7 @@ class Launch:
     fresh: bool = False
     author: str = ""
     key: Path | None = None
-    runner: Runner = Runner()
+    runner: Runner = HERE
 
 
 def launch(wanted: Launch) -> dict[str, Any]:

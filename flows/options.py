@@ -15,7 +15,8 @@ from halfstep.errors import Tampered, UserError
 if TYPE_CHECKING:
     from audit.store import Store
 
-BAD_INPUT, NOT_ACCEPTED, TAMPERED, NOT_COMPARABLE, DIFFERS, INTERRUPTED = 2, 3, 4, 5, 6, 130
+BAD_INPUT, NOT_ACCEPTED, TAMPERED, NOT_COMPARABLE, DIFFERS = 2, 3, 4, 5, 6
+INTERRUPTED, TERMINATED = 130, 143
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, see configs/.")]
 StoreOption = Annotated[

@@ -17,6 +17,8 @@ class Reporter:
     advance: Callable[[int], None] = lambda examples: None
     say: Callable[[str], None] = lambda text: None
     """What is being done now."""
+    warn: Callable[[str], None] = lambda text: None
+    """What somebody should know."""
 
 
 _SILENT = Reporter()

@@ -128,8 +128,8 @@ def _prefect(runner: Runner, depot: Depot) -> Iterator[Submit]:
             run_deployment(DEPLOYMENT, parameters={"depot": depot.address}, timeout=0)
     except ObjectNotFound as error:
         raise UserError(
-            f"--runner prefect: the Prefect server has no deployment {DEPLOYMENT!r}; deploy it to a "
-            "work pool with: prefect deploy --name workers"
+            f"--runner prefect: the Prefect server has no deployment {DEPLOYMENT!r}; deploy it to "
+            "a work pool with: prefect deploy --name workers"
         ) from error
     with _queue(runner, depot) as submit:
         yield submit

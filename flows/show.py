@@ -25,7 +25,11 @@ COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow",
 def progress_bar() -> Iterator[None]:
     """A bar with the time left on a terminal; a line a step elsewhere. On standard error."""
     if not sys.stderr.isatty():
-        with reporting(Reporter(say=lambda text: print(text, file=sys.stderr, flush=True))):
+
+        def line(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
+        with reporting(Reporter(say=line, warn=line)):
             yield
         return
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -36,6 +40,7 @@ def progress_bar() -> Iterator[None]:
             expect=lambda examples: bar.update(task, total=examples),
             advance=lambda examples: bar.advance(task, examples),
             say=lambda text: bar.update(task, description=escape(text)),
+            warn=lambda text: bar.console.print(escape(text)),
         )
         with reporting(to):
             yield

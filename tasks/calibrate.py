@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from halfstep.sites import ActivationSite
 from halfstep.treatments import CERTIFIED_EXAMPLES, Calibration, Treatments, needs_positions
 from tasks.evaluated import Evaluated, Progress, recorded
 from tasks.load import Loaded
+from tasks.stopwatch import Stopwatch
 
 Observe = Callable[[Sequence[ActivationSite], bool], Mapping[str, Observation]]
 """Makes the instrumented pass over these sites; also at each token position, or not."""
@@ -87,7 +87,7 @@ def run_calibration(
             represents it.
         observe: who makes the pass; this process by itself where nobody is named.
     """
-    started = time.time()
+    timer = Stopwatch()
     sites = calibrated_sites(loaded)
     positions = needs_positions(loaded.plan.treated)
     names = [site.name for site in sites]
@@ -104,14 +104,14 @@ def run_calibration(
         record = recorded(sweep, "calibration", key)
         if record is None:
             observations = dict((observe or here)(sites, positions))
-            record = _commit(folder, key, observations, references, started)
+            record = _commit(folder, key, observations, references, timer.started)
         else:
             observations = _read(folder / spool.FILES / OBSERVATIONS)
     calibration = Calibration(batches, len(inputs), observations, positions)
     # Activations are certified on data that did not choose their ranges.
     probe = loaded.split(loaded.plan.tasks[0].name, "selection").inputs.sample(CERTIFIED_EXAMPLES)
     treatments = Treatments(loaded.model, loaded.sites, calibration, probe)
-    return Calibrated(treatments, record, folder, time.time() - started)
+    return Calibrated(treatments, record, folder, timer.elapsed)
 
 
 def _commit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from tasks.ledger import (
     coverage_summary,
 )
 from tasks.load import Loaded
+from tasks.stopwatch import Stopwatch
 
 
 def identity(loaded: Loaded, scheme: Scheme, task: str, split: str) -> tuple[str, str]:
@@ -61,18 +61,18 @@ def run_cell(
     found = reuse(sweep, kind, key)
     if found:
         return found
-    started = time.time()
+    timer = Stopwatch()
     base = Record(
         kind=kind,
         key=key,
         name=loaded.plan.label(scheme.name, task) + (" · confirmation" if kind != "cell" else ""),
         tags={"split": split, "task": task},
         params={"task": task, **_params(scheme)},
-        started=started,
+        started=timer.started,
     )
     try:
         return _evaluate_cell(
-            loaded, treatments, scheme, task, split, reference, folder, base, progress
+            loaded, treatments, scheme, task, split, reference, folder, base, timer, progress
         )
     except (KeyboardInterrupt, SystemExit, OSError):
         raise
@@ -95,6 +95,7 @@ def _evaluate_cell(
     reference: Evaluated,
     folder: Path,
     base: Record,
+    timer: Stopwatch,
     progress: Progress,
 ) -> Evaluated:
     rules, examples = loaded.task(task), loaded.split(task, split)
@@ -102,7 +103,7 @@ def _evaluate_cell(
     treated = treatments.for_scheme(scheme)
     certificates = treatments.certificates(scheme)
     accumulators = treatments.accumulators(scheme)
-    prepared = time.time()
+    prepared = timer.elapsed
     resources = counted(loaded.model, loaded.sites, scheme)
     batch, theirs, stop = loaded.plan.compute.batch_size, reference.outcomes, None
     watching = watch(loaded.plan, rules, resources, reference) if base.kind == "cell" else None
@@ -112,7 +113,7 @@ def _evaluate_cell(
             outcomes = described(outcomes, rules, examples)
         else:
             outcomes, stop = run_watched(model, rules, examples, batch, progress, theirs, watching)
-    evaluated = time.time()
+    evaluated = timer.elapsed
     if stop is not None:
         theirs = theirs.take(outcomes[EXAMPLE])
     metrics = rules.evaluator.measure(outcomes, theirs)
@@ -132,7 +133,7 @@ def _evaluate_cell(
             *overflowing(accumulators),
             *sorted({f"{c.site} {c.target}: {n}" for c in certificates for n in c.notes}),
         ],
-        "seconds": {"prepare": prepared - base.started, "evaluate": evaluated - prepared},
+        "seconds": {"prepare": prepared, "evaluate": evaluated - prepared},
     }
     shown = {
         **metrics,
@@ -145,10 +146,10 @@ def _evaluate_cell(
         "clipped_share": detail["certificate"]["clipped_share"],  # type: ignore[index]
         "unscored": float(outcomes.unscored),
         "examples": float(len(outcomes)),
-        "seconds": evaluated - base.started,
+        "seconds": evaluated,
     }
     record = replace(base, metrics=finite(shown), detail=detail)
-    seconds = time.time() - base.started
+    seconds = timer.elapsed
     files = {
         "scheme.json": encode.json_bytes(scheme.to_json()),
         "metrics.json": encode.json_bytes(finite(metrics | resources)),

@@ -7,7 +7,6 @@ measured changes where the sum was wrong.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from tasks.evaluated import finite, recorded
 from tasks.load import Loaded
 from tasks.plan import Budget, Mixed
 from tasks.sensitivity import Probe, probe
+from tasks.stopwatch import Stopwatch
 
 KIND = "mixed"
 TOLERANCE = 0.1
@@ -301,7 +301,7 @@ def run_mixed(
             for found, budget in zip(record.detail["found"], mixed.budgets, strict=True)
         ]
         return schemes, record, place
-    started = time.time()
+    timer = Stopwatch()
     search = Search.of(loaded, treatments, mixed)
     results = [search.find(budget) for budget in mixed.budgets]
     detail = {
@@ -312,12 +312,12 @@ def run_mixed(
         "uniform": uniform_json(search),
     }
     metrics = {"combinations_measured": float(search.combinations),
-               "seconds": time.time() - started}  # fmt: skip
+               "seconds": timer.elapsed}  # fmt: skip
     for result in results:
         metrics[f"{result.budget.name}_{result.budget.limit:g}_predicted"] = result.predicted
         metrics[f"{result.budget.name}_{result.budget.limit:g}_output_error"] = result.last.error
     base = Record(KIND, key, "mixed precision", metrics=finite(metrics), detail=detail,
-                  tags={"task": search.on.task.name}, started=started)  # fmt: skip
+                  tags={"task": search.on.task.name}, started=timer.started)  # fmt: skip
     files = {
         "mixed.json": encode.json_bytes(detail),
         "choices.csv": encode.csv_bytes(_choice_rows(search)),

@@ -1,8 +1,8 @@
 """The queue: pieces that lie in a depot until some worker takes them.
 
 Nothing is locked. A worker claims a piece and renews the claim while it works; a claim that stands
-still belongs to a dead worker, and the piece is taken by another. Should two do the same piece, both
-come to the same bits, and one record stays.
+still belongs to a dead worker, and another takes the piece. Should two do the same piece, both come
+to the same bits, and one record stays.
 """
 
 from __future__ import annotations

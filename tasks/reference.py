@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from audit import encode, spool
 from audit.spool import Record
 from audit.store import SweepFolder
@@ -14,6 +12,7 @@ from halfstep.resources import resources as counted
 from tasks.calibrate import SELECTION, calibrated_sites, flat
 from tasks.evaluated import Evaluated, Progress, described, finite, reuse
 from tasks.load import Loaded
+from tasks.stopwatch import Stopwatch
 
 
 def identity(loaded: Loaded, task: str, split: str) -> str:
@@ -36,7 +35,7 @@ def measure_reference(
         return found
     rules = loaded.task(task)
     evaluator, model = rules.evaluator, loaded.subject.model
-    started = time.time()
+    timer = Stopwatch()
     examples, batch = loaded.split(task, split), loaded.plan.compute.batch_size
     outcomes = evaluator.run(model, examples, batch, progress)
     if outcomes.unscored > rules.max_unscored * len(outcomes):
@@ -70,9 +69,9 @@ def measure_reference(
         tags={"split": split, "task": task},
         metrics=finite(metrics | resources),
         detail=detail | {"resources": resources, "outcomes_digest": digest},
-        started=started,
+        started=timer.started,
     )
-    seconds = time.time() - started
+    seconds = timer.elapsed
     files[f"outcomes-{split}.parquet"] = encode.parquet_bytes(outcomes.columns)
     record = spool.commit(folder, record, files)
     return Evaluated(record, folder, outcomes, resources, reused=False, seconds=seconds)

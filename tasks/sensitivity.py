@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from halfstep.treatments import Treatments
 from tasks.evaluated import finite, recorded
 from tasks.load import Loaded
 from tasks.plan import Task
+from tasks.stopwatch import Stopwatch
 
 KIND = "sensitivity"
 TABLE = "sensitivity.csv"
@@ -265,7 +265,7 @@ def run_sensitivity(
         return record, place
     from audit.plots import sensitivity_by_site  # matplotlib, which most sweeps load beside
 
-    started = time.time()
+    timer = Stopwatch()
     found = analyse(loaded, treatments, scheme, examples)
     detail = found.to_json()
     metrics = finite(
@@ -275,7 +275,7 @@ def run_sensitivity(
             "metric_loss": found.effect.loss,
             "sites": float(len(found.rows)),
             "examples": float(found.examples),
-            "seconds": time.time() - started,
+            "seconds": timer.elapsed,
         }
     )
     base = Record(
@@ -286,7 +286,7 @@ def run_sensitivity(
         params={"scheme": scheme.name, "metric": found.metric},
         metrics=metrics,
         detail=detail,
-        started=started,
+        started=timer.started,
     )
     files = {
         TABLE: encode.csv_bytes(detail["sites"]),

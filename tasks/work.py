@@ -10,7 +10,6 @@ import os
 import platform
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +27,7 @@ from tasks.depot import Depot
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded, set_up
 from tasks.reference import measure_reference
+from tasks.stopwatch import Stopwatch
 
 
 class Refused(UserError):
@@ -137,7 +137,7 @@ def perform(work: Work) -> Done:
 
 
 def _perform(work: Work) -> Done:
-    depot, started = _depot(work.kit.depot), time.time()
+    depot, timer = _depot(work.kit.depot), Stopwatch()
     before = depot.traffic.bytes_read, depot.traffic.bytes_written
     seconds = 0.0
     if not is_done(work, depot):
@@ -146,7 +146,11 @@ def _perform(work: Work) -> Done:
         seconds = _PERFORM[type(work)](work, loaded, depot)
     read, written = depot.traffic.bytes_read, depot.traffic.bytes_written
     return Done(
-        f"{platform.node()}:{os.getpid()}", seconds, started, read - before[0], written - before[1]
+        f"{platform.node()}:{os.getpid()}",
+        seconds,
+        timer.started,
+        read - before[0],
+        written - before[1],
     )
 
 
@@ -165,7 +169,7 @@ def _reference(work: ReferenceWork, loaded: Loaded, depot: Depot) -> float:
 
 
 def _calibration(work: CalibrationWork, loaded: Loaded, depot: Depot) -> float:
-    started, inputs = time.time(), loaded.calibration
+    timer, inputs = Stopwatch(), loaded.calibration
     rows = canonical(inputs)[work.part.batches]
     tallies = observe_part(
         loaded.model,
@@ -177,14 +181,14 @@ def _calibration(work: CalibrationWork, loaded: Loaded, depot: Depot) -> float:
     )
     kept = {name: tally.tensors() for name, tally in tallies.items()}
     depot.keep_digest(work.key, depot.pack(kept))
-    return time.time() - started
+    return timer.elapsed
 
 
 def _weights(work: WeightsWork, loaded: Loaded, depot: Depot) -> float:
-    started = time.time()
+    timer = Stopwatch()
     treatments, _ = _treatments(work.kit)
     depot.keep_digest(work.key, depot.pack(treatments.quantize(work.weights)))
-    return time.time() - started
+    return timer.elapsed
 
 
 def _cell(work: CellWork, loaded: Loaded, depot: Depot) -> float:
