@@ -7,7 +7,7 @@ import os
 import sqlite3
 
 from audit.environment import without_credentials
-from halfstep.errors import UserError
+from halfstep.errors import UserError, first_line
 
 VARIABLE = "HALFSTEP_PATIENCE"
 PATIENCE = 300.0
@@ -63,6 +63,5 @@ def passes(error: BaseException) -> bool:
 
 def first_words(error: BaseException) -> str:
     """The first line of what an error says, without passwords, cut to a length that reads."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = without_credentials(lines[0])
+    text = without_credentials(first_line(error))
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
-from audit.termination import Terminated, listen
+from audit.termination import Stopped, listen
 from flows import governing
 from flows.options import (
     BAD_INPUT,
+    BY_SIGNAL,
     DEFAULT_STORE,
-    INTERRUPTED,
     NOT_ACCEPTED,
     NOT_COMPARABLE,
     TAMPERED,
-    TERMINATED,
     Address,
     Author,
     Config,
@@ -137,6 +137,49 @@ def list_(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
 
 
 @app.command()
+def watch(
+    config: Config,
+    interval: Annotated[
+        float, typer.Option(help="Seconds between two looks at the registry.", min=0.1)
+    ] = 60.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look once, sweep what is new, end.")
+    ] = False,
+    since: Annotated[
+        int | None,
+        typer.Option(help="First version to sweep when the watch begins; else the newest.", min=1),
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to be told on by MLflow; see HALFSTEP_WEBHOOK_SECRET.")
+    ] = "",
+    announce: Annotated[
+        str, typer.Option(help="The https address under which MLflow's server reaches --listen.")
+    ] = "",
+    store: StoreOption = DEFAULT_STORE,
+    runner: RunnerOption = "local",
+    address: Address = "",
+    workers: Workers = 2,
+    depot: DepotOption = "",
+    author: Author = "",
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Sweeps each new version of the config's registered model, once, and says what became of the
+    scheme that was decided for before."""
+    from flows.launch import Launch
+    from flows.runners import Runner
+    from flows.show import progress_bar
+    from flows.show_watch import event_printer
+    from flows.watch import Watcher, receiving
+
+    by = Launch(config, store, False, author, key, Runner(runner, address, workers, depot))
+    by.runner.check()
+    watcher = Watcher(by, since=since, told=event_printer(as_json))
+    with progress_bar(), receiving(watcher, listen, announce):
+        watcher.run(interval, once)
+
+
+@app.command()
 def work(
     depot: Annotated[str, typer.Argument(help="The depot of the sweeps to work for.")],
     idle: Annotated[
@@ -210,12 +253,15 @@ def main() -> None:
                 f"{error.strerror}: {error.filename or 'the store'}. What was finished is kept; "
                 "make room (or write access) and run the same command again",
                 BAD_INPUT,
+    BY_SIGNAL,
             )
         raise
-    except Terminated:
-        _fail("terminated; finished cells are kept, run the same command to go on", TERMINATED)
-    except KeyboardInterrupt:
-        _fail("interrupted; finished cells are kept, run the same command to go on", INTERRUPTED)
+    except Stopped as error:
+        how = "interrupted" if error.number == signal.SIGINT else "terminated"
+        _fail(
+            f"{how}; finished cells are kept, run the same command to go on",
+            BY_SIGNAL + error.number,
+        )
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def _sweep(
 
 def why(error: BaseException) -> str:
     """Why a sweep stops, in a word."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):
+    if not isinstance(error, Exception):
         return "somebody ended it"
     return private(first_line(error))
 

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.issuer import Issuer
-from audit.ledger import ANALYSIS, CANDIDATE, DECISION, REPRODUCTION, Entry, Settings
+from audit.ledger import (
+    ANALYSIS,
+    CANDIDATE,
+    DECISION,
+    REPRODUCTION,
+    SUCCESSION,
+    Entry,
+    Settings,
+)
 from audit.note import sweep_note, variant_note
 from audit.spool import Record
 from audit.store import Store
@@ -102,6 +110,29 @@ def enter_reproduction(store: Store, found: Mapping[str, Any], issuer: Issuer) -
     return writer.append(
         REPRODUCTION, key, f"{found['sweep_id']} · {found['status']}", what, Settings(), shows
     )
+
+
+def enter_succession(store: Store, found: Mapping[str, Any], issuer: Issuer) -> Entry:
+    """Enters whether a scheme still stands for a new version of a model, and marks the sweep. The
+    caller holds the store."""
+    from audit.evidence import PREFIX
+    from audit.ledger_runs import LedgerWriter
+    from audit.trail import connect
+
+    writer = LedgerWriter(store, connect(store), issuer.signer)
+    model, version = found["model"], found["version"]
+    told = f"{model} version {version}: {found['outcome']}"
+    taken = ", ".join(f"{count} piece(s) from {sweep}" for sweep, count in found["reused"].items())
+    shows = {
+        "tags": {"sweep_id": found["sweep_id"], "outcome": found["outcome"], "by": issuer.name},
+        "note": f"**{told}.** {found['why']}. Sweep {found['sweep_id']}, run `{found['run_id']}`; "
+        f"the version before: {found['previous_version'] or 'none'}. Reused: {taken or 'nothing'}.",
+    }
+    mark = {PREFIX + "model_version": f"{model}/{version}", PREFIX + "succession": found["outcome"]}
+    sets = Settings(runs={found["run_id"]: dict(mark)})
+    key = f"{model}:{version}:{found['run_id']}"
+    what = {**found, "author": issuer.name}
+    return writer.append(SUCCESSION, key, told, what, sets, shows)
 
 
 def enter_analysis(

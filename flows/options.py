@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from audit.store import Store
 
 BAD_INPUT, NOT_ACCEPTED, TAMPERED, NOT_COMPARABLE, DIFFERS = 2, 3, 4, 5, 6
-INTERRUPTED, TERMINATED = 130, 143
+BY_SIGNAL = 128
+"""And the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, see configs/.")]
 StoreOption = Annotated[

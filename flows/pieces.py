@@ -1,4 +1,4 @@
-"""Serving a depot's queue as a Prefect flow on a work pool. Deploy it as ``flows.pieces.pieces``."""
+"""Serving a depot's queue as a Prefect flow on a work pool: ``flows.pieces.pieces``."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ def result_json(
             "max_relative_difference": loaded.folding.max_relative_difference,
             "notes": list(loaded.folding.notes),
         },
+        "reused_from": _origins(references, cells, confirmed, calibration, extra),
         "schemes": [
             {
                 "name": scheme.name,
@@ -104,6 +105,20 @@ def result_json(
         | {"criteria": [c for task in decided["tasks"] for c in task["criteria"]]},
         "seconds": {},
     }
+
+
+def _origins(
+    references: Mapping[str, Evaluations],
+    cells: Sequence[tuple[Scheme, Evaluations]],
+    confirmed: Evaluations,
+    calibration: Record | None,
+    extra: Sequence[Record],
+) -> dict[str, str]:
+    """The sweep that each piece was taken from, by the piece's key."""
+    evaluated = [*references.values(), *(by_task for _, by_task in cells), confirmed]
+    records = [done.record for by_task in evaluated for done in by_task.values()]
+    records += [*extra, *([calibration] if calibration else [])]
+    return {r.key: r.tags["reused_from"] for r in records if "reused_from" in r.tags}
 
 
 def _dominated(

@@ -74,7 +74,7 @@ def run_cell(
         return _evaluate_cell(
             loaded, treatments, scheme, task, split, reference, folder, base, timer, progress
         )
-    except (KeyboardInterrupt, SystemExit, OSError):
+    except OSError:
         raise
     except Exception as error:  # whatever broke this cell is its record, not the sweep's end
         reason = private(f"{type(error).__name__}: {error}")

@@ -34,7 +34,7 @@ from halfstep.examples import Column, Held, Stored
 
 CACHE_VARIABLE = "HALFSTEP_CACHE"
 LARGE = 64 * 1024
-"""Tensors of at least so many bytes are pieces of their own: all values that hold them share them."""
+"""Tensors of at least so many bytes are pieces of their own, which values may share."""
 
 
 @dataclass
