@@ -180,6 +180,49 @@ def watch(
 
 
 @app.command()
+def schedule(
+    config: Config,
+    cron: Annotated[
+        str, typer.Option(help="When: a cron line, as in '0 3 * * *': at three every night.")
+    ] = "",
+    timezone: Annotated[str, typer.Option(help="Of the cron line.")] = "UTC",
+    name: Annotated[str, typer.Option(help="Of the deployment; the config's by default.")] = "",
+    store: StoreOption = DEFAULT_STORE,
+    runner: RunnerOption = "local",
+    address: Address = "",
+    workers: Workers = 2,
+    depot: DepotOption = "",
+    author: Author = "",
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Serves the sweep by the clock, one run at a time; without --cron, shows how that stands."""
+    from flows.launch import Launch
+    from flows.runners import Runner
+    from flows.schedule import Scheduled, serve, standing, tell_missed
+    from flows.show_watch import print_standing
+
+    started = Launch(config, store, False, author, key, Runner(runner, address, workers, depot))
+    wanted = Scheduled(started, cron or "0 0 * * *", timezone, name)
+    wanted.check()
+    if not cron:
+        emit(standing(wanted.deployment), as_json, print_standing)
+        return
+    try:
+        found = standing(wanted.deployment)
+    except UserError:
+        pass  # served for the first time
+    else:
+        emit(found, as_json, print_standing)
+        tell_missed(found)
+    sys.stderr.write(
+        f"serving {wanted.deployment!r} at {cron!r} ({timezone}) until it is stopped; how it "
+        f"stands: halfstep schedule {config}\n"
+    )
+    serve(wanted)
+
+
+@app.command()
 def work(
     depot: Annotated[str, typer.Argument(help="The depot of the sweeps to work for.")],
     idle: Annotated[
@@ -253,7 +296,7 @@ def main() -> None:
                 f"{error.strerror}: {error.filename or 'the store'}. What was finished is kept; "
                 "make room (or write access) and run the same command again",
                 BAD_INPUT,
-    BY_SIGNAL,
+                BY_SIGNAL,
             )
         raise
     except Stopped as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -17,6 +18,7 @@ from audit.termination import finishing
 from flows.clock import Clock
 from flows.closing import close, shown_cell
 from flows.crew import Alone, Crew
+from flows.logs import bound, log
 from flows.opening import open_sweep
 from flows.progress import reporter
 from halfstep.errors import first_line
@@ -55,25 +57,34 @@ def conduct(
     store.check_writable()
     with ThreadPoolExecutor(1) as beside, clock.work("load"):
         environ = beside.submit(environment.capture)
+        answers = beside.submit(_check_answers, store)
         reporter().say("loading data and subject")
         loaded = steps.load(plan, store, registry)
+        answers.result()
     with store.writing(f"sweep of {plan.name!r}"):
         folder = store.sweep(loaded.sweep_key, fresh)
         finished = _finished(folder, store)
         if finished is not None:
+            log("sweep.reused", sweep=folder.sweep_id, run_id=finished["run_id"])
             return finished | {"reused": True}
         spool.sweep_unfinished(folder.path)
         recorder = Recorder(store, plan.name, folder.sweep_id, issuer, reporter().warn)
-        try:
-            return _sweep(
-                loaded, config_text, environ, folder, recorder, steps, crew or Alone(steps), clock
-            )
-        except BaseException as error:
-            with finishing():
-                recorder.suspend(f"Stopped before its end ({why(error)}). {RESUME}")
-            raise
-        finally:
-            recorder.close()
+        with bound(sweep=folder.sweep_id, experiment=plan.name):
+            try:
+                log("sweep.started", subject=loaded.subject.digest, cells=plan.cells)
+                result = _sweep(
+                    loaded, config_text, environ, folder, recorder, steps, crew or Alone(steps),
+                    clock,
+                )  # fmt: skip
+                log_end(result)
+                return result
+            except BaseException as error:
+                log("sweep.stopped", level=logging.ERROR, reason=why(error))
+                with finishing():
+                    recorder.suspend(f"Stopped before its end ({why(error)}). {RESUME}")
+                raise
+            finally:
+                recorder.close()
 
 
 def _sweep(
@@ -97,6 +108,7 @@ def _sweep(
         for one in done:
             crew.book(clock, stage, one.seconds)
             recorder.child(one.record, one.folder)
+            log_piece(one)
             recorder.check()
             yield one
 
@@ -173,6 +185,34 @@ def _sweep(
     return result
 
 
+def log_piece(one: Evaluated) -> None:
+    """An evaluation that is done."""
+    record = one.record
+    log(
+        f"{record.kind}.{record.status}",
+        cell=record.name,
+        key=record.key,
+        task=record.tags["task"],
+        split=record.tags["split"],
+        seconds=round(one.seconds, 3),
+        reused=one.reused,
+        reused_from=record.tags.get("reused_from"),
+    )
+
+
+def log_end(result: Mapping[str, Any]) -> None:
+    """The decision, and the seconds of every stage."""
+    decision = result["decision"]
+    log(
+        "sweep.finished",
+        run_id=result["run_id"],
+        verdict=decision["verdict"],
+        cell=decision["cell"],
+        decision=decision["digest"],
+        seconds=result["seconds"],
+    )
+
+
 def why(error: BaseException) -> str:
     """Why a sweep stops, in a word."""
     if not isinstance(error, Exception):
@@ -210,6 +250,14 @@ def calibration_passes(schemes: Sequence[Scheme]) -> int:
         if scheme.needs_sketches
     } - {()}
     return static + moments + len(rewrites)
+
+
+def _check_answers(store: Store) -> None:
+    """Raises UserError where a tracking server does not answer: better now than after an hour."""
+    if not store.embedded:
+        from audit.lookup import reachable
+
+        reachable(store)
 
 
 def _finished(folder: SweepFolder, store: Store) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from audit.note import criterion_text, determinism_notes, site_text
 from audit.store import Store
+from flows.logs import as_json, log, to_standard_error
 from flows.progress import Reporter, reporting
 
 COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow",
@@ -23,7 +24,13 @@ COLOURS = {"accept": "green", "reject": "red", "inconclusive": "yellow",
 
 @contextmanager
 def progress_bar() -> Iterator[None]:
-    """A bar with the time left on a terminal; a line a step elsewhere. On standard error."""
+    """A bar with the time left on a terminal; a line a step elsewhere; with ``HALFSTEP_LOG=json``
+    a JSON document an event. On standard error."""
+    if as_json():
+        to_standard_error()
+        with reporting(Reporter(warn=lambda text: log("warning", text=text))):
+            yield
+        return
     if not sys.stderr.isatty():
 
         def line(text: str) -> None:
@@ -89,14 +96,22 @@ def print_sweep(result: Mapping[str, Any], store: Store) -> None:
 
 def _where(result: Mapping[str, Any], store: Store) -> None:
     """The run's page in the MLflow UI."""
-    experiment = f"experiments/{result['experiment_id']}/runs"
-    server = "http://127.0.0.1:5000" if store.embedded else store.shown_uri.rstrip("/")
     if store.embedded:
         say(f"look: halfstep ui --store {store.path}, then")
-    say(f"{server}/#/{experiment}/{result['run_id']}?workflowType=machine_learning")
+    say(page_of(result, store))
     if "cells" in result:
-        table_of = f"{experiment}?workflowType=machine_learning&viewStateShareKey=audit"
-        say(f"all cells in a table: {server}/#/{table_of}")
+        runs = _runs_page(result, store)
+        say(f"all cells in a table: {runs}?workflowType=machine_learning&viewStateShareKey=audit")
+
+
+def page_of(result: Mapping[str, Any], store: Store) -> str:
+    """The address of the run's page in the MLflow UI."""
+    return f"{_runs_page(result, store)}/{result['run_id']}?workflowType=machine_learning"
+
+
+def _runs_page(result: Mapping[str, Any], store: Store) -> str:
+    server = "http://127.0.0.1:5000" if store.embedded else store.shown_uri.rstrip("/")
+    return f"{server}/#/experiments/{result['experiment_id']}/runs"
 
 
 def _print_cells(result: Mapping[str, Any]) -> None:

@@ -32,3 +32,13 @@ def _line(event: Mapping[str, Any]) -> None:
         taken = ", ".join(f"{count} from {sweep}" for sweep, count in event["reused"].items())
         say(f"  sweep {event['sweep_id']}: {event['verdict']}, {event['cell'] or 'no scheme'}; "
             f"reused: {taken or 'nothing'}")  # fmt: skip
+
+
+def print_standing(found: Mapping[str, Any]) -> None:
+    """How a schedule stands."""
+    say(f"{found['deployment']}: {', '.join(found['cron']) or 'no schedule'}")
+    for name in ("last", "next"):
+        run = found[name]
+        say(f"{name}: " + (f"{run['at']} {run['state']} (flow run {run['id']})" if run else "none"))
+    for one in found["missed"]:
+        say(f"missed: {one['at']}: {one['why']}", style="yellow")

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from audit.issuer import issuer
-from audit.note import sweep_note
 from audit.store import Store
 from flows.conduct import conduct
 from flows.config import read_plan
+from flows.prefect_artifacts import leave_artifacts, watched
 from flows.runners import LOCAL, Runner
 from tasks.orchestrated import TASKS
 
@@ -51,7 +50,7 @@ def sweep(
     path, where = Path(config), Store(Path(store))
     plan, by = read_plan(path), Runner(runner, address, workers, depot)
     by.check()
-    with by.crew(where) as crew:
+    with watched(), by.crew(where) as crew:
         result = conduct(
             plan,
             path.read_text(),
@@ -61,21 +60,7 @@ def sweep(
             crew=crew,
             issuer=issuer(author, Path(key) if key else None),
         )
-    headlines = {task["name"]: task["headline"] for task in result["tasks"]}
-    create_markdown_artifact(sweep_note(result), key="halfstep-decision")
-    create_table_artifact(
-        [
-            {
-                "cell": c["name"],
-                "task": c["task"],
-                "verdict": c["verdict"],
-                "weight bytes": c["weight_bytes"],
-            }
-            | {k: round(c["metrics"][k], 4) for k in (headlines[c["task"]],) if k in c["metrics"]}
-            for c in result["cells"]
-        ],
-        key="halfstep-cells",
-    )
+    leave_artifacts(result, where)
     return result
 
 
