@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class LedgerWriter:
         held = self.store.embedded
         while True:
             now = self._head()
-            if made.digest in now.previous:
+            if made.digest in now.previous or self._leads_to(experiment_id, now.previous, made):
                 if held:
                     return
                 held = True
@@ -141,6 +141,20 @@ class LedgerWriter:
             ends = sorted({*now.previous, made.digest} - set(made.previous))
             value = {"number": max(made.number, now.number - 1), "digests": ends}
             self.client.set_experiment_tag(experiment_id, HEAD, json.dumps(value))
+
+    def _leads_to(self, experiment_id: str, ends: Sequence[str], made: Entry) -> bool:
+        """Whether one of the chain's ends comes after an entry: others have followed it since."""
+        left = list(ends)
+        while left:
+            found = self.client.search_runs(
+                [experiment_id], f"tags.`{PREFIX}digest` = '{left.pop()}'", max_results=1
+            )
+            entry = read(self.client, found[0]) if found else None
+            if entry is not None and entry.number > made.number:
+                if made.digest in entry.previous:
+                    return True
+                left += entry.previous
+        return False
 
     def _close(self, run_id: str, made: Entry) -> None:
         self.client.set_terminated(run_id, "FINISHED", end_time=made.at)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from audit.environment import without_credentials
+from audit.outage import first_words
 from audit.store import Store
 from audit.trail import NOTE, PREFIX, connect, search_all, stored
 from halfstep.errors import UserError
@@ -66,6 +71,15 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
     }
 
 
+def highest_number(store: Store, stem: str) -> int:
+    """Of the sweeps whose id begins with this; 0 where there is none."""
+    client = connect(store)
+    experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
+    query = f"tags.`{PREFIX}kind` = 'sweep' AND tags.`{PREFIX}sweep_id` LIKE '{stem}-%'"
+    names = [run.data.tags[PREFIX + "sweep_id"] for run in search_all(client, experiments, query)]
+    return max((int(name.rpartition("-")[2]) for name in names), default=0)
+
+
 def sweep_run(store: Store, wanted: str) -> str:
     """The run of a sweep that goes by its id, the start of that, its run, or a run below it.
 
@@ -87,6 +101,30 @@ def reachable(store: Store) -> None:
     except MlflowException as error:
         first = without_credentials(str(error).splitlines()[0])
         raise UserError(f"MLFLOW_TRACKING_URI is {store.shown_uri}: {first}") from error
+
+
+def artifacts_writable(store: Store) -> str:
+    """Writes a small file where a tracking server keeps artifacts and removes it; says where.
+
+    Raises:
+        UserError: that fails.
+    """
+    place = "its artifact store"
+    try:
+        home = connect(store).get_experiment("0")
+        place = without_credentials(home.artifact_location)
+        name = f"halfstep-doctor-{uuid.uuid4().hex}"
+        repository = get_artifact_repository(home.artifact_location, store.tracking_uri)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_text("halfstep doctor")
+            repository.log_artifact(str(path))
+        repository.delete_artifacts(name)
+    except Exception as error:  # MLflow's own types, and those of every kind of store
+        raise UserError(
+            f"{store.shown_uri} cannot write to {place}: {first_words(error)}"
+        ) from error
+    return place
 
 
 def _sweep_runs(client: MlflowClient) -> list[Run]:

@@ -106,6 +106,20 @@ class Recorder:
         """This sweep's entry in the ledger, where an interrupted run of it came that far."""
         return self._entered
 
+    def decided(self) -> bytes | None:
+        """The result of this sweep, where it was entered in the ledger before, by whichever
+        machine."""
+        self._futures[0].exception()
+        found: list[bytes] = []
+
+        def look(trail: Trail) -> None:
+            if self._entered is not None:
+                found.append(trail.stored(self._entered.body["what"]["run_id"], "sweep.json"))
+
+        self._submit(lambda: look(self._opened))
+        self.wait()
+        return found[0] if found else None
+
     def stored(self, name: str) -> bytes:
         """An artifact of the parent's run, as the tracking store holds it."""
         found: list[bytes] = []

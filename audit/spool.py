@@ -116,6 +116,14 @@ def sweep_unfinished(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def keep(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    staging = path.with_suffix(f".{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(staging, data)
+    staging.replace(path)
+
+
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

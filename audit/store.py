@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 from audit.environment import without_credentials
 from halfstep.errors import UserError
 
+SWEEP_ID = 12
+"""Digits of its key that a sweep is known by."""
 LEAST_FREE_BYTES = 64 * 1024 * 1024
 
 
@@ -102,10 +104,14 @@ class Store:
             place.write_text(uuid.uuid4().hex)
         return place.read_text()
 
-    def sweep(self, key: str, fresh: bool) -> SweepFolder:
-        """The folder of the newest sweep with this key, or of a new one."""
-        stem = key[:12]
+    def sweep(self, key: str, fresh: bool, taken: int = 0) -> SweepFolder:
+        """The folder of the newest sweep with this key, or of a new one.
+
+        ``taken``: the highest number that is in use elsewhere.
+        """
+        stem = key[:SWEEP_ID]
         numbers = [int(p.name.rsplit("-", 1)[1]) for p in self.spool.glob(f"{stem}-*")]
+        numbers += [taken] if taken else []
         number = max(numbers, default=0 if fresh else 1) + (1 if fresh else 0)
         folder = SweepFolder(self.spool / f"{stem}-{number}")
         if fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from audit.trail import connect
 from halfstep.errors import UserError
 
 PAGE = 200
+LONGEST_NAME = 62
+"""Of a webhook."""
 SWEPT, FAILED, BEFORE = "swept", "failed", "before"
 """What became of a version. ``before``: it was there when the watch began."""
 
@@ -136,7 +139,7 @@ def announce_to(store: Store, url: str, secret: str, name: str) -> str:
         UserError: the store has no webhooks, or refuses the address.
     """
     client = connect(store)
-    made = f"halfstep watch {name}"
+    made = re.sub(r"[^A-Za-z0-9._-]", "-", f"halfstep-watch-{name}")[:LONGEST_NAME].rstrip("-._")
     try:
         for one in client.list_webhooks(max_results=1000):
             if one.url == url or one.name == made:

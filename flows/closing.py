@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,9 +93,7 @@ def close(
     else:  # killed after the last entry and before the result was left here
         data = recorder.stored("sweep.json")
         result = json.loads(data) | {"cells_reused": result["cells_reused"]}
-    staging = folder.result.with_suffix(f".{os.getpid()}")
-    staging.write_bytes(data)
-    staging.replace(folder.result)
+    spool.keep(folder.result, data)
     return result | {"reused": False}
 
 

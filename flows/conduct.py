@@ -13,7 +13,7 @@ from audit import environment, spool
 from audit.environment import private
 from audit.issuer import NOBODY, Issuer
 from audit.recorder import Recorder
-from audit.store import Store, SweepFolder
+from audit.store import SWEEP_ID, Store, SweepFolder
 from audit.termination import finishing
 from flows.clock import Clock
 from flows.closing import close, shown_cell
@@ -55,14 +55,13 @@ def conduct(
     """
     clock = Clock()
     store.check_writable()
+    _check_answers(store)
     with ThreadPoolExecutor(1) as beside, clock.work("load"):
         environ = beside.submit(environment.capture)
-        answers = beside.submit(_check_answers, store)
         reporter().say("loading data and subject")
         loaded = steps.load(plan, store, registry)
-        answers.result()
     with store.writing(f"sweep of {plan.name!r}"):
-        folder = store.sweep(loaded.sweep_key, fresh)
+        folder = store.sweep(loaded.sweep_key, fresh, _taken(store, loaded.sweep_key, fresh))
         finished = _finished(folder, store)
         if finished is not None:
             log("sweep.reused", sweep=folder.sweep_id, run_id=finished["run_id"])
@@ -71,6 +70,11 @@ def conduct(
         recorder = Recorder(store, plan.name, folder.sweep_id, issuer, reporter().warn)
         with bound(sweep=folder.sweep_id, experiment=plan.name):
             try:
+                elsewhere = None if store.embedded else recorder.decided()
+                if elsewhere is not None:
+                    log("sweep.reused")
+                    spool.keep(folder.result, elsewhere)
+                    return json.loads(elsewhere) | {"reused": True}
                 log("sweep.started", subject=loaded.subject.digest, cells=plan.cells)
                 result = _sweep(
                     loaded, config_text, environ, folder, recorder, steps, crew or Alone(steps),
@@ -258,6 +262,15 @@ def _check_answers(store: Store) -> None:
         from audit.lookup import reachable
 
         reachable(store)
+
+
+def _taken(store: Store, key: str, fresh: bool) -> int:
+    """The highest number that another machine gave to this sweep; asked where a new one is due."""
+    if store.embedded or not fresh:
+        return 0
+    from audit.lookup import highest_number
+
+    return highest_number(store, key[:SWEEP_ID])
 
 
 def _finished(folder: SweepFolder, store: Store) -> dict[str, Any] | None:

@@ -28,7 +28,10 @@ def examine(store: Store) -> dict[str, Any]:
         ("packages", _packages),
         ("store", lambda: _store(store)),
         ("tracking", lambda: _tracking(store)),
+        ("artifacts", lambda: _artifacts(store)),
         ("prefect", _prefect),
+        ("depot", _depot),
+        ("runner", lambda: _runner(store)),
         ("fashion-mnist", _fashion),
         ("transformers", _transformers),
         ("accelerator", _accelerator),
@@ -93,6 +96,36 @@ def _tracking(store: Store) -> tuple[str, str]:
 
     reachable(store)
     return "ok", f"MLFLOW_TRACKING_URI answers: {store.shown_uri}"
+
+
+def _artifacts(store: Store) -> tuple[str, str]:
+    if store.embedded:
+        return "ok", f"{store.artifacts.name}/ beside the database"
+    from audit.lookup import artifacts_writable
+
+    return "ok", f"written to and removed again: {artifacts_writable(store)}"
+
+
+def _depot() -> tuple[str, str]:
+    address = os.environ.get("HALFSTEP_DEPOT", "")
+    if not address:
+        return "ok", "HALFSTEP_DEPOT is not set: workers share a folder of the store"
+    from tasks.depot import Depot
+
+    depot = Depot(address)
+    depot.check()
+    return "ok", f"written and read back: {depot.shown}"
+
+
+def _runner(store: Store) -> tuple[str, str]:
+    from flows.runners import LOCAL, Runner
+
+    kind = os.environ.get("HALFSTEP_RUNNER", LOCAL)
+    runner = Runner(kind, os.environ.get("HALFSTEP_RUNNER_ADDRESS", ""))
+    runner.check()
+    if not runner.address:
+        return "ok", "this process, one cell after the other" if kind == LOCAL else kind
+    return "ok", f"{kind} at {runner.address}: {runner.reach()}"
 
 
 def _prefect() -> tuple[str, str]:

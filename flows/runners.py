@@ -50,6 +50,14 @@ class Runner:
     def needs_prefect(self) -> bool:
         return self.kind in ("dask", "ray", "prefect")
 
+    def reach(self) -> str:
+        """How many workers the cluster at the address has.
+
+        Raises:
+            UserError: nothing answers there.
+        """
+        return _dask_workers(self.address) if self.kind == "dask" else _ray_workers(self.address)
+
     @contextmanager
     def crew(self, store: Store) -> Iterator[Crew | None]:
         """Opens what is needed; None where this process works alone."""
@@ -62,18 +70,40 @@ class Runner:
             yield Team(depot, submit, self.workers)
 
 
+def _dask_workers(address: str) -> str:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise _missing("dask", error) from error
+    try:
+        with Client(address, timeout=CONNECT_SECONDS, set_as_default=False) as client:
+            return f"{len(client.scheduler_info(n_workers=-1)['workers'])} worker(s)"
+    except (OSError, ValueError) as error:
+        raise _unreachable("Dask scheduler", address, error) from error
+
+
+def _ray_workers(address: str) -> str:
+    try:
+        import ray
+    except ImportError as error:
+        raise _missing("ray", error) from error
+    try:
+        ray.init(address, namespace="prefect", logging_level="ERROR", log_to_driver=False)
+        return f"{ray.cluster_resources().get('CPU', 0):g} CPU(s)"
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise _unreachable("Ray cluster", address, error) from error
+    finally:
+        ray.shutdown()
+
+
 @contextmanager
 def _dask(runner: Runner, depot: Depot) -> Iterator[Submit]:
     try:
-        from distributed import Client
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
         raise _missing("dask", error) from error
     if runner.address:
-        try:
-            Client(runner.address, timeout=CONNECT_SECONDS, set_as_default=False).close()
-        except (OSError, ValueError) as error:
-            raise _unreachable("Dask scheduler", runner.address, error) from error
+        _dask_workers(runner.address)
         made = DaskTaskRunner(address=runner.address)
     else:
         cluster = {"n_workers": runner.workers, "threads_per_worker": 1, "dashboard_address": None}

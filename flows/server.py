@@ -63,26 +63,35 @@ def _check(address: str) -> None:
     import httpx
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
-    secret, token = PREFECT_API_AUTH_STRING.value(), PREFECT_API_KEY.value()
-    pair = secret.get_secret_value().partition(":") if secret else None
+    pair = _plain(PREFECT_API_AUTH_STRING.value()).partition(":")
+    token = _plain(PREFECT_API_KEY.value())
     asked = f"{address.rstrip('/')}/flows/count"
     try:
         answer = httpx.post(
             asked,
             json={},
             timeout=ANSWER_SECONDS,
-            auth=(pair[0], pair[2]) if pair else None,
-            headers={"Authorization": f"Bearer {token.get_secret_value()}"} if token else None,
+            auth=(pair[0], pair[2]) if pair[0] else None,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
         )
         if answer.status_code in (401, 403):
             raise UserError(
                 f"PREFECT_API_URL is {address}: the server refuses "
-                + ("PREFECT_API_AUTH_STRING" if pair else "access without a password; set "
-                   "PREFECT_API_AUTH_STRING=USER:PASSWORD")
-            )  # fmt: skip
+                + (
+                    "PREFECT_API_AUTH_STRING as it is set"
+                    if pair[0]
+                    else "access without a password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
+                )
+            )
         answer.raise_for_status()
     except httpx.HTTPError as error:
         raise UserError(
             f"PREFECT_API_URL is {address}, but no Prefect server answers there "
             f"({first_line(error)}); start it, or unset PREFECT_API_URL to run without one"
         ) from error
+
+
+def _plain(secret: object) -> str:
+    """A setting that Prefect keeps as a secret, or as text."""
+    get = getattr(secret, "get_secret_value", None)
+    return str(get() if get else secret or "")

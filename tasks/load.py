@@ -74,6 +74,8 @@ class Loaded:
     def sweep_key(self) -> str:
         return self.key(
             kind="sweep",
+            # Under another name it is recorded in another experiment, by itself.
+            name=self.plan.name,
             schemes=[scheme.to_json() for scheme in self.plan.schemes],
             mixed=self.plan.mixed.to_json() if self.plan.mixed else None,
             sensitivity=self.plan.sensitivity,

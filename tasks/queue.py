@@ -44,7 +44,6 @@ def publish(depot: Depot, number: int, work: Work) -> Callable[[Say], Done]:
         while not is_done(work, depot):
             failed = depot.read(f"{FAILED}/{work.key}")
             if failed is not None:
-                depot.remove(f"{QUEUE}/{name}")
                 raise UserError(failed.decode())
             waited = time.monotonic() - published
             if not told and waited > STALE_AFTER and depot.read(f"{CLAIMS}/{work.key}") is None:
@@ -52,8 +51,10 @@ def publish(depot: Depot, number: int, work: Work) -> Callable[[Say], Done]:
                     f"halfstep work {depot.shown}")  # fmt: skip
                 told = True
             time.sleep(POLL)
-        depot.remove(f"{QUEUE}/{name}")
-        told_by = depot.read(f"{DONE}/{work.key}")
+        # What it cost is told a moment later; where it was done by a worker that died, never.
+        told_by, deadline = None, time.monotonic() + 10 * POLL
+        while told_by is None and time.monotonic() < deadline:
+            told_by = depot.read(f"{DONE}/{work.key}")
         found: Done = pickle.loads(told_by) if told_by else Done("unknown", 0.0, 0.0, 0, 0)
         return found
 
@@ -68,48 +69,50 @@ class Worker:
     name: str = field(default_factory=lambda: f"{platform.node()}-{uuid.uuid4().hex[:8]}")
     seen: dict[str, tuple[bytes, float]] = field(default_factory=dict)
 
-    def serve(self, idle: float | None, say: Say, stop: Callable[[], bool] = lambda: False) -> int:
+    def serve(self, idle: float | None, say: Say) -> int:
         """Takes pieces until there has been none for ``idle`` seconds (None: for ever); how many.
 
         Raises:
             UserError: this machine cannot take part: it runs other code, say.
         """
         done, last = 0, time.monotonic()
-        while not stop():
-            work = next(self._free(), None)
+        while True:
+            name, work = next(self._free(), ("", None))
             if work is None:
                 if idle is not None and time.monotonic() - last > idle:
-                    break
+                    return done
                 time.sleep(POLL)
                 continue
             say(work.name)
-            self._do(work)
+            self._do(name, work)
             done, last = done + 1, time.monotonic()
-        return done
 
-    def _do(self, work: Work) -> None:
+    def _do(self, name: str, work: Work) -> None:
         with self._claim(work.key):
             try:
                 found = perform(work)
-            except Refused:
+            except (Refused, OSError):  # this machine's fault: another may do it
                 raise
-            except UserError as error:
-                self.depot.write(f"{FAILED}/{work.key}", str(error).encode())
+            except Exception as error:  # whatever it is, each worker would meet it
+                said = str(error) if isinstance(error, UserError) else f"{work.name}: {error!r}"
+                self.depot.write(f"{FAILED}/{work.key}", said.encode())
             else:
                 self.depot.write(f"{DONE}/{work.key}", pickle.dumps(found))
+            self.depot.remove(f"{QUEUE}/{name}")
 
-    def _free(self) -> Iterator[Work]:
-        """Pieces that nobody is at work on, in order."""
+    def _free(self) -> Iterator[tuple[str, Work]]:
+        """Pieces that nobody is at work on, in order, each by its name in the queue."""
         for name in sorted(self.depot.names(QUEUE)):
-            key = name.rpartition("-")[2]
-            if self._claimed(key) or self.depot.read(f"{FAILED}/{key}") is not None:
+            if self._claimed(name.rpartition("-")[2]):
                 continue
             data = self.depot.read(f"{QUEUE}/{name}")
             if data is None:
                 continue
             work: Work = pickle.loads(data)
-            if not is_done(work, self.depot):
-                yield work
+            if is_done(work, self.depot):
+                self.depot.remove(f"{QUEUE}/{name}")
+            else:
+                yield name, work
 
     def _claimed(self, key: str) -> bool:
         claim = self.depot.read(f"{CLAIMS}/{key}")
