@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 from contextlib import suppress
@@ -21,11 +22,14 @@ from audit.trail import NOTE, PREFIX, connect, search_all, stored
 from halfstep.errors import UserError
 
 RESULT = "sweep.json"
+SWEEP_NAME = re.compile(r"[0-9a-f]{1,12}(-[0-9]*)?")
+RUN_NAME = re.compile(r"[0-9a-f]{4,31}")
+"""The start of a run's id; a whole one is asked for at once."""
 
 
-def sweeps(store: Store) -> dict[str, Any]:
-    """Every recorded sweep, newest first."""
-    return {"sweeps": [_line(run) for run in _sweep_runs(connect(store))]}
+def sweeps(store: Store, limit: int | None = None) -> dict[str, Any]:
+    """Recorded sweeps, newest first: so many, or all of them."""
+    return {"sweeps": [_line(run) for run in _sweep_runs(connect(store), "", limit)]}
 
 
 def find(store: Store, wanted: str) -> dict[str, Any]:
@@ -35,16 +39,14 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
         UserError: nothing, or more than one thing, answers to that name.
     """
     client = connect(store)
-    runs = _sweep_runs(client)
     if not wanted:
-        finished = [run for run in runs if run.info.status == "FINISHED"]
-        if not finished:
+        newest = _sweep_runs(client, "attributes.status = 'FINISHED'", 1)
+        if not newest:
             raise UserError(
                 "no finished sweep is recorded yet; make one with: halfstep sweep CONFIG"
             )
-        return _result(client, finished[0])
-    matches = [r for r in runs if r.data.tags[PREFIX + "sweep_id"].startswith(wanted)]
-    matches += [r for r in runs if r.info.run_id.startswith(wanted) and r not in matches]
+        return _result(client, newest[0])
+    matches = _named(client, wanted)
     matches = [r for r in matches if r.data.tags[PREFIX + "sweep_id"] == wanted] or matches
     if len(matches) > 1:
         names = ", ".join(r.data.tags[PREFIX + "sweep_id"] for r in matches[:5])
@@ -54,7 +56,8 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
     try:
         run = client.get_run(wanted)
     except MlflowException:
-        known = ", ".join(r.data.tags[PREFIX + "sweep_id"] for r in runs[:5]) or "none"
+        newest = _sweep_runs(client, "", 5)
+        known = ", ".join(r.data.tags[PREFIX + "sweep_id"] for r in newest) or "none"
         raise UserError(f"no run or sweep {wanted!r} is recorded; newest sweeps: {known}") from None
     if PREFIX + "kind" not in run.data.tags:
         raise UserError(f"run {wanted!r} was not recorded by halfstep")
@@ -73,10 +76,8 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
 
 def highest_number(store: Store, stem: str) -> int:
     """Of the sweeps whose id begins with this; 0 where there is none."""
-    client = connect(store)
-    experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
-    query = f"tags.`{PREFIX}kind` = 'sweep' AND tags.`{PREFIX}sweep_id` LIKE '{stem}-%'"
-    names = [run.data.tags[PREFIX + "sweep_id"] for run in search_all(client, experiments, query)]
+    found = _sweep_runs(connect(store), f"tags.`{PREFIX}sweep_id` LIKE '{stem}-%'")
+    names = [run.data.tags[PREFIX + "sweep_id"] for run in found]
     return max((int(name.rpartition("-")[2]) for name in names), default=0)
 
 
@@ -127,10 +128,23 @@ def artifacts_writable(store: Store) -> str:
     return place
 
 
-def _sweep_runs(client: MlflowClient) -> list[Run]:
+def _named(client: MlflowClient, wanted: str) -> list[Run]:
+    """The sweeps whose id, or whose run's id, begins so."""
+    found: list[Run] = []
+    if SWEEP_NAME.fullmatch(wanted):
+        found = _sweep_runs(client, f"tags.`{PREFIX}sweep_id` LIKE '{wanted}%'")
+    if not found and RUN_NAME.fullmatch(wanted):
+        found = [run for run in _sweep_runs(client, "") if run.info.run_id.startswith(wanted)]
+    return found
+
+
+def _sweep_runs(client: MlflowClient, query: str, limit: int | None = None) -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
+    asked = " AND ".join(filter(None, [f"tags.`{PREFIX}kind` = 'sweep'", query]))
     newest_first = ["attributes.start_time DESC"]
-    return search_all(client, experiments, f"tags.`{PREFIX}kind` = 'sweep'", newest_first)
+    if limit is None:
+        return search_all(client, experiments, asked, newest_first)
+    return list(client.search_runs(experiments, asked, max_results=limit, order_by=newest_first))
 
 
 def _line(run: Run) -> dict[str, Any]:

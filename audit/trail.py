@@ -232,11 +232,11 @@ class Trail:
 
     def latest_decision(self) -> dict[str, str] | None:
         """The newest decision in the experiment that is not this sweep's own."""
-        finished = search_all(
-            self._client,
+        finished = self._client.search_runs(
             [self._experiment_id],
             f"tags.`{PREFIX}kind` = 'sweep' AND attributes.status = 'FINISHED'",
-            ["attributes.end_time DESC"],
+            max_results=2,
+            order_by=["attributes.end_time DESC"],
         )
         for run in finished:
             tags = run.data.tags
@@ -338,7 +338,7 @@ class Trail:
         written = self._written[run_id]
         written.tags |= marks
         written.status = "FINISHED" if ok else "FAILED"
-        written.ended = round(ended * 1000)
+        written.ended = max(round(ended * 1000), written.started)
         children = {
             child: digest
             for child, digest in self._sealed.items()

@@ -32,6 +32,7 @@ from flows.options import (
 )
 from halfstep.errors import NotComparable, Tampered, UserError
 
+LISTED = 50
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
 app = typer.Typer(
@@ -128,12 +129,21 @@ def show(
 
 
 @app.command(name="list")
-def list_(store: StoreOption = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Lists all recorded sweeps, newest first."""
+def list_(
+    every: Annotated[
+        bool, typer.Option("--all", help=f"All of them, not the newest {LISTED} only.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Lists recorded sweeps, newest first."""
     from audit.lookup import sweeps
     from flows.show import print_list
 
-    emit(sweeps(existing(store)), as_json, print_list)
+    found = sweeps(existing(store), None if every else LISTED)
+    emit(found, as_json, print_list)
+    if not every and len(found["sweeps"]) == LISTED:
+        sys.stderr.write(f"the newest {LISTED}; --all lists the others too\n")
 
 
 @app.command()
@@ -296,7 +306,6 @@ def main() -> None:
                 f"{error.strerror}: {error.filename or 'the store'}. What was finished is kept; "
                 "make room (or write access) and run the same command again",
                 BAD_INPUT,
-                BY_SIGNAL,
             )
         raise
     except Stopped as error:

@@ -51,11 +51,15 @@ def mlflow_of(team):
 
 def start(*arguments, settings, quiet=False):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PREFECT", "AWS"))}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [HALFSTEP, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
         env={**clean, "PYTHONPATH": SUPPORT, **settings},
     )  # fmt: skip
+    watchdog = threading.Timer(280, process.kill)  # a test may fail, not hang
+    watchdog.daemon = True
+    watchdog.start()
+    return process
 
 
 def run(*arguments, settings, code=0):

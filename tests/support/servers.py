@@ -35,6 +35,7 @@ SECRETS = {
 LOOPBACK_HOOKS = {
     "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
     "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_WEBHOOK_CACHE_TTL": "1",
 }
 """So that MLflow's webhooks reach a test."""
 
