@@ -132,6 +132,8 @@ class Team:
         self._seen: dict[str, Done] = {}
         self.done: list[tuple[Work, Done]] = []
         self._booked = 0
+        self._made_by: dict[WeightKey, str] = {}
+        """The key of the piece that quantized each weight."""
 
     @property
     def lanes(self) -> int:
@@ -230,8 +232,7 @@ class Team:
         self, loaded: Loaded, kit: Kit, treatments: Treatments, schemes: Sequence[Scheme]
     ) -> dict[WeightKey, str]:
         """Has every weight quantized once; the key of the piece that did, by weight."""
-        made_by: dict[WeightKey, str] = {}
-        asked = []
+        made_by, asked = self._made_by, []
         for scheme in dict.fromkeys(schemes):
             new = tuple(w for w in treatments.weight_keys(scheme) if w not in made_by)
             if not new:
