@@ -24,13 +24,13 @@ from halfstep.digest import digest_bytes
 EXPERIMENT = "halfstep ledger"
 SCHEMA = "halfstep-ledger/1"
 ENTRY = "entry.json"
-DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION, SUCCESSION = (
-    "decision", "analysis", "review", "rollback", "reproduction", "succession",
+DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION, SUCCESSION, RETIREMENT = (
+    "decision", "analysis", "review", "rollback", "reproduction", "succession", "retirement",
 )  # fmt: skip
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ALIASES = (CANDIDATE, CHAMPION, PREVIOUS)
 """Of a registered model: what a sweep proposes, what a review approved, what that replaced."""
-KINDS = (DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION, SUCCESSION)
+KINDS = (DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION, SUCCESSION, RETIREMENT)
 
 
 @dataclass

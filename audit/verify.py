@@ -25,6 +25,7 @@ from audit.ledger import (
     CHAMPION,
     DECISION,
     ENTRY,
+    RETIREMENT,
     Entry,
     Settings,
     in_order,
@@ -172,8 +173,9 @@ def verify(
         for one in entries
         if one.kind in RECORDED and only in (None, one.body["what"].get("run_id"))
     ]
+    retired = retired_runs(entries)
     for one in chosen:
-        _check_recorded(source, report, one, expected, pending)
+        _check_recorded(source, report, one, expected, pending, retired)
     late = ledger.replay(pending)
     for key, version in expected.versions.items():
         if only in (None, version.get("run_id")):
@@ -220,6 +222,16 @@ def finished_entries(source: Source) -> list[Entry]:
                     "verify` says more"
                 ) from error
     return in_order(found)
+
+
+def retired_runs(entries: Iterable[Entry]) -> dict[str, str]:
+    """The digest of the evidence of every run that was retired, by its id."""
+    return {
+        run: digest
+        for one in entries
+        if one.kind == RETIREMENT
+        for run, digest in one.body["what"]["runs"].items()
+    }
 
 
 T = TypeVar("T")
@@ -374,9 +386,14 @@ def _check_covered(report: Report, entries: Sequence[Entry], good: set[str]) -> 
 
 
 def _check_recorded(
-    source: Source, report: Report, one: Entry, expected: Settings, pending: Sequence[Entry]
+    source: Source,
+    report: Report,
+    one: Entry,
+    expected: Settings,
+    pending: Sequence[Entry],
+    retired: Mapping[str, str],
 ) -> None:
-    """The run of a decision or analysis, and its children."""
+    """The run of a decision or analysis, and its children; but for those that were retired."""
     what = one.body["what"]
     run_id, about = what["run_id"], f"{one.body['about']} (entry {one.number})"
     recorded = _check_run(
@@ -385,7 +402,12 @@ def _check_recorded(
     if recorded is None:
         return
     children = recorded[1]
+    gone = [child for child, digest in children.items() if retired.get(child) == digest]
+    if gone:
+        report.notes.append(f"{len(gone)} run(s) of {about} were retired; the decision stays")
     for child, digest in children.items():
+        if child in gone:
+            continue
         _check_run(source, report, child, digest, f"run {child} of {about}", expected, pending)
     added = [c for c in source.children(run_id) or () if c not in children]
     report.add(f"run {run_id} of {about}", [f"run {c} was added below it" for c in added])

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from audit.termination import Stopped, listen
-from flows import governing
+from flows import governing, keeping
 from flows.options import (
     BAD_INPUT,
     BY_SIGNAL,
@@ -280,6 +280,8 @@ for command in (
     governing.rollback,
     governing.export,
     governing.keygen,
+    keeping.backup,
+    keeping.prune,
 ):
     app.command()(command)
 

@@ -166,8 +166,8 @@ def test_calibration_on_many_workers_merges_to_the_same_bits(tmp_path, store, co
     for part in reversed(parts):  # whoever is done first
         tallies = observe_part(loaded.model, sites, map(inputs.batch, order[part.batches]), part,
                                examples=len(inputs), positions=True)  # fmt: skip
-        made[part] = {name: Tally.from_tensors(t.tensors()) for name, t in tallies.items()}
-    together = merged(((part, made[part]) for part in parts), sizes)
+        made[part.before] = {name: Tally.from_tensors(t.tensors()) for name, t in tallies.items()}
+    together = merged(((part, made[part.before]) for part in parts), sizes)
     for name, observation in alone.items():
         mine, theirs = observation.tensors(), together[name].tensors()
         assert mine.keys() == theirs.keys()
