@@ -1,6 +1,6 @@
 # make sweep | test | ui: each installs what it needs, once.
 # make bench | bench-numerics | bench-memory | bench-acceptance | bench-early | bench-sensitivity |
-#      bench-mixed: what the documentation's figures come from.
+#      bench-mixed | bench-load | bench-workers: what the documentation's figures come from.
 # make sweep CONFIG=configs/minilm.yaml EXTRAS=minilm: what a config needs beyond the base.
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ comma := ,
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: sweep test ui bench bench-numerics bench-memory bench-acceptance bench-early \
-        bench-sensitivity bench-mixed venv dev format clean
+        bench-sensitivity bench-mixed bench-load bench-workers venv dev format clean
 
 sweep: venv
 	$(BIN)/halfstep sweep $(CONFIG) --store $(STORE)
@@ -50,6 +50,12 @@ bench-sensitivity: venv
 
 bench-mixed: venv
 	$(BIN)/python -m benchmarks.mixed_precision
+
+bench-load: venv
+	$(BIN)/python -m benchmarks.load
+
+bench-workers: venv
+	$(BIN)/python -m benchmarks.workers
 
 venv: $(STAMP)
 dev: $(VENV)/.installed-dev

@@ -25,13 +25,14 @@ import yaml
 from audit import lookup
 from audit.recorder import Recorder
 from audit.store import Store
-from audit.versions import Cursor, Handled
+from audit.trail import connect
+from audit.versions import Cursor, Handled, versions
 from flows.conduct import conduct
 from flows.config import read_plan
 
 CONFIG = Path("configs/digits.yaml")
 ROUNDS = 5
-CELLS = 50
+MODEL = "net"
 
 
 def main(sweeps: int = 1000) -> None:
@@ -45,8 +46,9 @@ def main(sweeps: int = 1000) -> None:
               f"{store.database.stat().st_size / 2**20:.0f} MiB of SQLite")  # fmt: skip
         some = copies[len(copies) // 2]
         cursor = Cursor(store.path / "watch" / "digits.jsonl")
-        for number, sweep in enumerate(copies, 1):
-            cursor.handled[number, 0] = Handled(number, 0, "swept", sweep, "")
+        _register(store, sweeps)
+        for number, created in versions(store, MODEL):
+            cursor.handled[number, created] = Handled(number, created, "swept", some, "")
         acts: dict[str, tuple[Callable[[], object], list[str]]] = {
             "list": (lambda: lookup.sweeps(store, 50), ["list"]),
             "list --all": (lambda: lookup.sweeps(store), ["list", "--all"]),
@@ -54,7 +56,7 @@ def main(sweeps: int = 1000) -> None:
             "show SWEEP": (lambda: lookup.find(store, some), ["show", some]),
             "show RUN": (lambda: lookup.find(store, first["cells"][0]["run_id"]),
                          ["show", first["cells"][0]["run_id"]]),
-            "watch, one look": (lambda: cursor.previous(sweeps), []),
+            "watch, one look": (lambda: _look(store, cursor), []),
             "starting a sweep": (lambda: _open(store), []),
             "finding an earlier record": (lambda: _earlier(store), []),
         }  # fmt: skip
@@ -86,6 +88,26 @@ def _open(store: Store) -> None:
     recorder.previous  # noqa: B018  (waits until the store was opened)
     recorder.wait()
     recorder.close()
+
+
+def _look(store: Store, cursor: Cursor) -> None:
+    """What a watcher does at every interval while nothing is new."""
+    found = versions(store, MODEL)
+    assert all(one in cursor.handled for one in found)
+    cursor.previous(len(found) + 1)
+
+
+def _register(store: Store, count: int) -> None:
+    """A registered model with so many versions."""
+    connect(store).create_registered_model(MODEL)
+    row = "(?, ?, ?, ?, 'None', 'runs:/none/weights', 'READY')"
+    with closing(sqlite3.connect(store.database)) as database:
+        database.executemany(
+            "INSERT INTO model_versions (name, version, creation_time, last_updated_time, "
+            f"current_stage, source, status) VALUES {row}",
+            [(MODEL, number, 1000 + number, 1000 + number) for number in range(1, count + 1)],
+        )
+        database.commit()
 
 
 def _earlier(store: Store) -> None:

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def digest_bytes(data: bytes) -> str:
@@ -38,6 +39,8 @@ def digest_json(value: object) -> str:
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Digest over names, dtypes, shapes and raw bytes, in order of name."""
+    import torch  # a second that commands which only read the trail need not pay
+
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -70,7 +70,7 @@ def test_only_what_no_decision_needs_is_retired(store, tmp_path):
     first = small_sweep(tmp_path, store, fresh=True)
     second = small_sweep(tmp_path, store, fresh=True)
     third = small_sweep(tmp_path, store, fresh=True)
-    said = Review("approve", "Jane", "Head", "good", (), (), None)
+    said = Review("approve", "Jane", "Head", "good", (), {}, None)
     review(store, second["sweep_id"], said, None)
     held = {one.sweep_id: one for one in standing(store, 0, LATER)}
     assert held[first["sweep_id"]].reasons == ()
