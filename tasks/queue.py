@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import platform
+import random
 import threading
 import time
 import uuid
@@ -24,7 +25,7 @@ QUEUE, CLAIMS, DONE, FAILED = "queue", "claims", "done", "failed"
 RENEWED_EVERY = 5.0
 STALE_AFTER = 30.0
 """Seconds, by the clock of whoever watches: no two clocks are compared."""
-POLL = 0.2
+POLL, LONGEST_POLL = 0.2, 2.0
 Say = Callable[[str], None]
 
 
@@ -75,14 +76,16 @@ class Worker:
         Raises:
             UserError: this machine cannot take part: it runs other code, say.
         """
-        done, last = 0, time.monotonic()
+        done, last, pause = 0, time.monotonic(), POLL
         while True:
             name, work = next(self._free(), ("", None))
             if work is None:
                 if idle is not None and time.monotonic() - last > idle:
                     return done
-                time.sleep(POLL)
+                time.sleep(pause)
+                pause = min(1.5 * pause, LONGEST_POLL)
                 continue
+            pause = POLL
             say(work.name)
             self._do(name, work)
             done, last = done + 1, time.monotonic()
@@ -101,8 +104,11 @@ class Worker:
             self.depot.remove(f"{QUEUE}/{name}")
 
     def _free(self) -> Iterator[tuple[str, Work]]:
-        """Pieces that nobody is at work on, in order, each by its name in the queue."""
-        for name in sorted(self.depot.names(QUEUE)):
+        """Pieces that nobody is at work on, each by its name in the queue. Every worker begins
+        elsewhere: where all begin at the front, each reads the claims of all others first."""
+        names = sorted(self.depot.names(QUEUE))
+        start = random.randrange(len(names)) if names else 0
+        for name in names[start:] + names[:start]:
             if self._claimed(name.rpartition("-")[2]):
                 continue
             data = self.depot.read(f"{QUEUE}/{name}")
