@@ -61,6 +61,8 @@ def find(store: Store, wanted: str) -> dict[str, Any]:
         raise UserError(f"no run or sweep {wanted!r} is recorded; newest sweeps: {known}") from None
     if PREFIX + "kind" not in run.data.tags:
         raise UserError(f"run {wanted!r} was not recorded by halfstep")
+    if run.data.tags[PREFIX + "kind"] == "sweep":
+        return _result(client, run)
     return {
         "run_id": run.info.run_id,
         "name": run.info.run_name,
