@@ -71,6 +71,8 @@ def sweep_note(result: Mapping[str, Any], signed_off: Sequence[str] = ()) -> str
         f"**Environment**: {environment_text(result['environment'])}; all of it in "
         "`environment.json`.",
         "",
+        f"**Reused**: {taken_text(origins(result))}.",
+        "",
         "| | |",
         "| --- | --- |",
         f"| subject | `{result['subject_digest'][:16]}` |",
@@ -82,6 +84,20 @@ def sweep_note(result: Mapping[str, Any], signed_off: Sequence[str] = ()) -> str
         "`decision.json` for machines; the cells are the child runs.",
     ]
     return "\n".join(lines)
+
+
+def origins(result: Mapping[str, Any]) -> dict[str, int]:
+    """How many pieces of a sweep (runs, and corrected weights) are from which earlier one."""
+    # Results that were recorded before these were kept have none.
+    counted = dict(result.get("weights_from", {}))
+    for origin in result.get("reused_from", {}).values():
+        counted[origin] = counted.get(origin, 0) + 1
+    return counted
+
+
+def taken_text(counted: Mapping[str, int]) -> str:
+    """The same in words."""
+    return ", ".join(f"{n} piece(s) from {sweep}" for sweep, n in counted.items()) or "nothing"
 
 
 def variant_note(result: Mapping[str, Any], variant: Record) -> str:

@@ -34,6 +34,11 @@ class SweepFolder:
         return self.path.name
 
     @property
+    def store(self) -> Path:
+        """The folder of the store that it lies in."""
+        return self.path.parent.parent
+
+    @property
     def fresh_mark(self) -> Path:
         """Present where nothing of earlier sweeps may be reused."""
         return self.path / ".fresh"

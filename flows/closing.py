@@ -43,6 +43,7 @@ def close(
     folder: SweepFolder,
     recorder: Recorder,
     clock: Clock,
+    weights_from: Mapping[str, int],
 ) -> dict[str, Any]:
     """Commits the decision, closes every run, enters the ledger, and leaves the result where a
     rerun finds it."""
@@ -50,6 +51,7 @@ def close(
     result = result_json(
         loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
+    result["weights_from"] = dict(weights_from)
     result["issued"] = _issued(loaded, recorder)
     environ = json.loads(
         (folder.place("sweep", parent.key) / spool.FILES / "environment.json").read_bytes()

@@ -185,6 +185,7 @@ def _sweep(
         folder,
         recorder,
         clock,
+        dict(calibrated.shelf.taken) if calibrated.shelf else {},
     )
     return result
 

@@ -16,7 +16,7 @@ from audit.ledger import (
     Entry,
     Settings,
 )
-from audit.note import sweep_note, variant_note
+from audit.note import sweep_note, taken_text, variant_note
 from audit.spool import Record
 from audit.store import Store
 from halfstep.digest import digest_json
@@ -122,11 +122,11 @@ def enter_succession(store: Store, found: Mapping[str, Any], issuer: Issuer) -> 
     writer = LedgerWriter(store, connect(store), issuer.signer)
     model, version = found["model"], found["version"]
     told = f"{model} version {version}: {found['outcome']}"
-    taken = ", ".join(f"{count} piece(s) from {sweep}" for sweep, count in found["reused"].items())
     shows = {
         "tags": {"sweep_id": found["sweep_id"], "outcome": found["outcome"], "by": issuer.name},
         "note": f"**{told}.** {found['why']}. Sweep {found['sweep_id']}, run `{found['run_id']}`; "
-        f"the version before: {found['previous_version'] or 'none'}. Reused: {taken or 'nothing'}.",
+        f"the version before: {found['previous_version'] or 'none'}. Reused: "
+        f"{taken_text(found['reused'])}.",
     }
     mark = {PREFIX + "model_version": f"{model}/{version}", PREFIX + "succession": found["outcome"]}
     sets = Settings(runs={found["run_id"]: dict(mark)})

@@ -11,7 +11,7 @@ from audit.store import Store
 from flows.crew import Crew, Submit, Team
 from flows.progress import reporter
 from halfstep.errors import UserError, allowed, first_line
-from tasks.depot import Depot
+from tasks.depot import DEPOT, Depot
 from tasks.work import Done, Work
 
 LOCAL = "local"
@@ -64,7 +64,7 @@ class Runner:
         if self.kind == LOCAL:
             yield None
             return
-        depot = Depot(self.depot or str(store.path.absolute() / "depot"))
+        depot = Depot(self.depot or str(store.path.absolute() / DEPOT))
         depot.check()
         with KINDS[self.kind](self, depot) as submit:
             yield Team(depot, submit, self.workers)

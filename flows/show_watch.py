@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from audit.note import taken_text
 from flows.show import say
 
 COLOURS = {"stands": "green", "swept": "green", "undecided": "yellow", "regression": "red",
@@ -29,9 +30,8 @@ def _line(event: Mapping[str, Any]) -> None:
     say(f"{at} {event['model']}{version}: {event['event'].upper()}: {why}",
         style=COLOURS.get(event["event"]))  # fmt: skip
     if "sweep_id" in event:
-        taken = ", ".join(f"{count} from {sweep}" for sweep, count in event["reused"].items())
         say(f"  sweep {event['sweep_id']}: {event['verdict']}, {event['cell'] or 'no scheme'}; "
-            f"reused: {taken or 'nothing'}")  # fmt: skip
+            f"reused: {taken_text(event['reused'])}")  # fmt: skip
 
 
 def print_standing(found: Mapping[str, Any]) -> None:

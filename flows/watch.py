@@ -14,6 +14,7 @@ from typing import Any
 
 from audit import lookup
 from audit.issuer import issuer
+from audit.note import origins
 from audit.store import Store
 from audit.versions import BEFORE, FAILED, SWEPT, Cursor, Handled, announce_to, versions
 from flows.config import read_plan
@@ -227,7 +228,4 @@ def reused(result: Mapping[str, Any]) -> dict[str, int]:
     """How many pieces of a sweep were taken from which earlier one."""
     if result.get("reused"):
         return {str(result["sweep_id"]): len(result["cells"]) + len(result["confirmation"])}
-    counted: dict[str, int] = {}
-    for origin in result["reused_from"].values():
-        counted[origin] = counted.get(origin, 0) + 1
-    return counted
+    return origins(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from halfstep.apply import Treatment, certify_activations, exchanged
 from halfstep.batches import Batch, first
 from halfstep.certificate import Certificate, certify
 from halfstep.corrections import BiasCorrection, Correction, CrossLayerEqualization, SmoothQuant
+from halfstep.digest import digest_json, digest_tensors
 from halfstep.granularity import PerPosition
+from halfstep.layout import Layout
 from halfstep.moments import Moments, gather
 from halfstep.observation import Observation
 from halfstep.observe import calibrate
@@ -41,6 +44,15 @@ class Calibration:
     positions: bool = False
 
 
+class Shelf(Protocol):
+    """Keeps weights that took long to quantize: what a correction rounded, or searched for. The
+    same weight, met by the same inputs, comes to the same bits in every version of a model."""
+
+    def get(self, key: str) -> QuantizedWeight | None: ...
+
+    def put(self, key: str, weight: QuantizedWeight) -> None: ...
+
+
 class Treatments:
     """Makes treatments for one model from one calibration.
 
@@ -50,9 +62,19 @@ class Treatments:
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sites, calibration: Calibration, probe: Batch
+        self,
+        model: nn.Module,
+        sites: Sites,
+        calibration: Calibration,
+        probe: Batch,
+        shelf: Shelf | None = None,
     ) -> None:
-        """``probe``: a batch whose first `CERTIFIED_EXAMPLES` rows activations are checked on."""
+        """
+        Args:
+            probe: a batch whose first `CERTIFIED_EXAMPLES` rows activations are checked on.
+            shelf: where corrected weights are kept beyond this process.
+        """
+        self._shelf = shelf
         self._model = model
         self._sites = sites
         self._calibration = calibration
@@ -72,12 +94,13 @@ class Treatments:
 
     def __getstate__(self) -> dict[str, object]:
         """Without what was made for schemes: a worker makes it, or gets the weights by `adopt`."""
-        left = ("_weights", "_activations", "_certificates", "_made")
+        left = ("_weights", "_activations", "_certificates", "_made", "_shelf")
         return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__.update(state)
         self._weights = {}
+        self._shelf = None
         self._start()
 
     def gather(self, schemes: Iterable[Scheme]) -> None:
@@ -246,14 +269,24 @@ class Treatments:
         rewrite = self._rewrite(tuple(c for c in corrections if c.stage == "rewrite"))
         own = tuple(c for c in corrections if c.stage in ("scale", "rounding"))
         moments = self._all_moments().get(site.name) if own else None
-        return quantize_weight(
+        if moments is not None:
+            moments = rewrite.moments(site, moments)
+        weight, rewritten = (
             rewrite.weight(site, self._model),
-            spec,
-            site.layout,
-            own,
-            rewrite.moments(site, moments) if moments is not None else None,
-            rewritten=site.parameters[0] in rewrite.parameters,
+            site.parameters[0] in rewrite.parameters,
         )
+
+        def made() -> QuantizedWeight:
+            return quantize_weight(weight, spec, site.layout, own, moments, rewritten=rewritten)
+
+        if self._shelf is None or not own:
+            return made()
+        key = _weight_digest(weight, spec, site.layout, own, moments, rewritten)
+        found = self._shelf.get(key)
+        if found is None:
+            found = made()
+            self._shelf.put(key, found)
+        return found
 
     def _activation(
         self, site: ActivationSite, spec: Spec | None, corrections: tuple[Correction, ...]
@@ -318,6 +351,31 @@ class Treatments:
                 of=weight.of,
             )
         return self._certificates[id(weight)]
+
+
+def _weight_digest(
+    weight: Tensor,
+    spec: Spec,
+    layout: Layout,
+    corrections: tuple[Correction, ...],
+    moments: Moments | None,
+    rewritten: bool,
+) -> str:
+    """Of everything that `quantize_weight` reads."""
+    tensors = {"weight": weight}
+    if moments is not None:
+        tensors |= {"mean": moments.mean, "gram": moments.gram,
+                    "magnitude": moments.magnitude, "amax": moments.amax}  # fmt: skip
+    return digest_json(
+        {
+            "tensors": digest_tensors(tensors),
+            "kernel": moments.kernel if moments is not None else None,
+            "spec": spec.to_json(),
+            "layout": [list(layout.view), list(layout.rows)],
+            "corrections": [correction.to_json() for correction in corrections],
+            "rewritten": rewritten,
+        }
+    )
 
 
 def _rewrites(scheme: Scheme) -> tuple[Correction, ...]:

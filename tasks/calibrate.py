@@ -20,8 +20,10 @@ from halfstep.observe import calibrate, canonical
 from halfstep.representativeness import drifts, warning
 from halfstep.sites import ActivationSite
 from halfstep.treatments import CERTIFIED_EXAMPLES, Calibration, Treatments, needs_positions
+from tasks.depot import DEPOT, Depot
 from tasks.evaluated import Evaluated, Progress, recorded
 from tasks.load import Loaded
+from tasks.shelf import StoreShelf
 from tasks.stopwatch import Stopwatch
 
 Observe = Callable[[Sequence[ActivationSite], bool], Mapping[str, Observation]]
@@ -39,6 +41,9 @@ class Calibrated:
     """None where no scheme of the matrix needs a sketch, so that no pass was run."""
     folder: Path
     seconds: float
+    shelf: StoreShelf | None = None
+    """Where corrected weights come from and go to; None where there are none, or nothing may be
+    reused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +115,12 @@ def run_calibration(
     calibration = Calibration(batches, len(inputs), observations, positions)
     # Activations are certified on data that did not choose their ranges.
     probe = loaded.split(loaded.plan.tasks[0].name, "selection").inputs.sample(CERTIFIED_EXAMPLES)
-    treatments = Treatments(loaded.model, loaded.sites, calibration, probe)
-    return Calibrated(treatments, record, folder, timer.elapsed)
+    shelf = None
+    if not sweep.fresh_mark.exists() and any(s.corrections for s in loaded.plan.treated):
+        depot = Depot(str(sweep.store / DEPOT))
+        shelf = StoreShelf(depot, loaded.implementation, sweep.sweep_id)
+    treatments = Treatments(loaded.model, loaded.sites, calibration, probe, shelf)
+    return Calibrated(treatments, record, folder, timer.elapsed, shelf)
 
 
 def _commit(

@@ -32,6 +32,8 @@ from halfstep.digest import digest_bytes, digest_file
 from halfstep.errors import UserError
 from halfstep.examples import Column, Held, Stored
 
+DEPOT = "depot"
+"""The folder of a store that is its own depot."""
 CACHE_VARIABLE = "HALFSTEP_CACHE"
 LARGE = 64 * 1024
 """Tensors of at least so many bytes are pieces of their own, which values may share."""
