@@ -99,3 +99,24 @@ def test_a_configured_server_that_is_down_is_named(monkeypatch):
         ),
     ):
         configured_api()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_spans_of_flow_and_tasks_reach_whatever_opentelemetry_exports_to(server, tiny, store):
+    """Prefect makes them; `opentelemetry-instrument` sets up in a process what this does here."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from flows.sweep import run_flow
+
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    trace.set_tracer_provider(provider)
+    path = tiny(lambda c: c.update(matrix={"weights": {"format": "int8"}}))
+    run_flow(str(path), str(store.path), False)
+    spans = {span.name: span for span in kept.get_finished_spans()}
+    assert {f"sweep {path}", "load", "calibrate", "select", "record"} <= set(spans)
+    assert spans["load"].end_time > spans["load"].start_time
+    assert spans["load"].context.trace_id == spans[f"sweep {path}"].context.trace_id
