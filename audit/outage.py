@@ -24,6 +24,8 @@ _REFUSALS = frozenset(
     )
 )
 """What MLflow answers to a request that it would refuse again."""
+_HELD = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))
+"""Somebody else writes, and will end. SQLite's other faults, a full disk first, do not pass."""
 _LASTING = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES))
 
 
@@ -52,13 +54,27 @@ def passes(error: BaseException) -> bool:
 
     if isinstance(error, UserError):
         return False
+    fault = _sqlite_fault(error)
+    if fault is not None:
+        return fault.sqlite_errorcode & 0xFF in _HELD
     if isinstance(error, MlflowException):
         return error.error_code not in _REFUSALS
     if isinstance(error, requests.RequestException):
         return True
     if isinstance(error, OSError):
         return error.errno not in _LASTING
-    return isinstance(error, sqlalchemy.exc.OperationalError | sqlite3.OperationalError)
+    return isinstance(error, sqlalchemy.exc.OperationalError)
+
+
+def _sqlite_fault(error: BaseException) -> sqlite3.Error | None:
+    """What SQLite itself said, where it did: SQLAlchemy wraps that, and MLflow wraps SQLAlchemy."""
+    seen: BaseException | None = error
+    while seen is not None:
+        within = getattr(seen, "orig", seen)
+        if isinstance(within, sqlite3.Error) and hasattr(within, "sqlite_errorcode"):
+            return within
+        seen = seen.__cause__
+    return None
 
 
 def first_words(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from contextlib import closing, suppress
 import pytest
 from mlflow.tracking import MlflowClient
 from recorded import small_config, small_sweep
+from waiting import LIMIT
 
 from audit import spool
 from audit.outage import passes, patience
@@ -233,7 +234,7 @@ def test_sigterm_finishes_the_record_and_says_how_to_go_on(tmp_path, store):
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 143, err
     assert err.splitlines()[-1] == (
         "halfstep: terminated; finished cells are kept, run the same command to go on"
@@ -280,14 +281,50 @@ except termination.Stopped as error:
     assert done.stdout.split() == [str(int(number)), "k"]
 
 
-def test_what_passes_and_what_does_not(monkeypatch):
+def locked_out(folder):
+    """What MLflow's store raises where somebody else holds the database."""
+    with (
+        closing(sqlite3.connect(folder / "locked.db")) as holder,
+        closing(sqlite3.connect(folder / "locked.db", timeout=0)) as other,
+    ):
+        holder.execute("CREATE TABLE t (x)")
+        holder.execute("BEGIN EXCLUSIVE")
+        return as_mlflow_raises(lambda: other.execute("INSERT INTO t VALUES (1)"))
+
+
+def disk_full(folder):
+    """The same where there is no room: a limit of the database's own, in pages."""
+    with closing(sqlite3.connect(folder / "full.db")) as small:
+        small.execute("CREATE TABLE t (x)")
+        small.execute("PRAGMA max_page_count = 3")
+        return as_mlflow_raises(lambda: small.execute("INSERT INTO t VALUES (zeroblob(99999))"))
+
+
+def as_mlflow_raises(act):
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        try:
+            act()
+        except sqlite3.OperationalError as fault:
+            raise OperationalError("INSERT", {}, fault) from fault
+    except OperationalError as error:
+        try:
+            raise MlflowException(error) from error
+        except MlflowException as found:
+            return found
+
+
+def test_what_passes_and_what_does_not(monkeypatch, tmp_path):
     import requests
     from mlflow.exceptions import MlflowException, RestException
 
     assert passes(MlflowException("no connection"))
     assert passes(requests.ConnectionError())
     assert passes(ConnectionResetError())
-    assert passes(sqlite3.OperationalError("database is locked"))
+    assert passes(locked_out(tmp_path))
+    assert not passes(disk_full(tmp_path))
     assert not passes(RestException({"error_code": "PERMISSION_DENIED", "message": "no"}))
     assert not passes(OSError(errno.ENOSPC, "full"))
     assert not passes(UserError("x"))
