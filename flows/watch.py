@@ -30,7 +30,8 @@ from sources.mlflow_model import MlflowModel
 URI = re.compile(r"models:/(?P<name>[^/@]+)(/[^/@]+|@[^/]+)")
 SECRET = "HALFSTEP_WEBHOOK_SECRET"
 ATTEMPTS = 3
-"""How often a version whose sweep fails is tried, at every start of the watcher."""
+"""How often a version whose sweep fails is tried, at every start of the watcher: at so many looks,
+because what fails may pass."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,10 @@ class Watcher:
                         raise
                     self._tell("outage", reason=str(error))
                     left = 0
-                if once and not left:
-                    return
-                if not left:
+                if not once:
                     self._wake.wait(interval)
+                elif not left:
+                    return
 
     def look(self) -> int:
         """Sweeps what is new; how many versions are to be tried again.

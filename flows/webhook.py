@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from halfstep.errors import UserError
 
 LARGEST = 64 * 1024
+LENGTH = re.compile("[0-9]{1,9}")
 OLDEST = 300.0
 """Seconds: a message that was signed longer ago is refused, as it may be a replay."""
 SIGNATURE, TIMESTAMP, DELIVERY = (
@@ -80,11 +82,14 @@ def listening(
         timeout = 10
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            if length > LARGEST:
+            length = self.headers.get("Content-Length") or ""
+            if not LENGTH.fullmatch(length):
+                self._answer(411, "the message does not say its length")
+                return
+            if int(length) > LARGEST:
                 self._answer(413, "too large")
                 return
-            payload = self.rfile.read(length)
+            payload = self.rfile.read(int(length))
             found = refusal(secret, self.headers, payload, time.time())  # type: ignore[arg-type]
             if found is not None:
                 self._answer(*found)

@@ -12,6 +12,7 @@ import urllib.request
 
 import pytest
 from registry import MODEL, moved, register, trained, unequal, watching_config
+from waiting import LIMIT
 
 from audit.ledger import SUCCESSION
 from audit.lookup import sweeps
@@ -246,6 +247,8 @@ def test_a_message_wakes_only_with_its_signature():
         assert post(where, other, signed(payload)) == 401
         assert post(where, payload, signed(payload, age=400)) == 400
         assert post(where, b"x" * 70_000, signed(payload)) == 413
+        for length in ("-1", "all", "1e3"):
+            assert post(where, payload, {**signed(payload), "Content-Length": length}) == 411
         assert woken == []
         assert post(where, other, signed(other)) == 200
         assert woken == [], "about another model"
@@ -285,7 +288,7 @@ def test_the_command_goes_on_until_it_is_told_to_stop(store, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": SUPPORT},
     )  # fmt: skip
-    timer = threading.Timer(120, process.kill)
+    timer = threading.Timer(LIMIT, process.kill)
     timer.start()
     first = json.loads(process.stdout.readline())
     assert (first["event"], first["version"]) == ("swept", 1)
@@ -293,7 +296,7 @@ def test_the_command_goes_on_until_it_is_told_to_stop(store, tmp_path):
     second = json.loads(process.stdout.readline())
     assert (second["event"], second["version"]) == ("stands", 2)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LIMIT)
     timer.cancel()
     assert process.returncode == 143, err
     assert Store(store.path).path == store.path
