@@ -43,7 +43,7 @@ def backup(store: Store, folder: Path) -> dict[str, Any]:
     ):
         source.backup(copy)
     left = {*CAN_BE_MADE_AGAIN, store.database.name, f"{store.database.name}-wal",
-            f"{store.database.name}-shm", ".lock", ".lock-holder"}  # fmt: skip
+            f"{store.database.name}-shm", ".lock", ".lock-holder", ".writer"}  # fmt: skip
     for one in store.path.iterdir():
         if one.name in left or one.resolve() == partial.resolve():
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,15 +68,16 @@ def prune(
     found = existing(store)
     if runs and apply and not comment:
         raise UserError("prune --runs --apply needs --comment: why they go is kept in the ledger")
-    spool = retention.spool_to_clear(found, older_than, time.time())
-    held = retention.standing(found, older_than, datetime.now(UTC).date()) if runs else []
-    if apply:
-        with found.writing("prune"):
-            if runs:
-                retention.finish_retiring(found)
-                for one in held:
-                    if not one.reasons:
-                        retention.retire(found, one, comment, issuer(author, key))
+    # What is still needed is asked while nobody else writes, lest it change before it is acted on.
+    with found.writing("prune") if apply else nullcontext():
+        spool = retention.spool_to_clear(found, older_than, time.time())
+        held = retention.standing(found, older_than, datetime.now(UTC).date()) if runs else []
+        if apply and runs:
+            retention.finish_retiring(found)
+            for one in held:
+                if not one.reasons:
+                    retention.retire(found, one, comment, issuer(author, key))
+        if apply:
             retention.clear_spool(found, list(spool))
     shown = {
         "applied": apply,
