@@ -139,11 +139,11 @@ def _run(workers: int) -> tuple[Timed, int, float, float]:
             read: dict[str, int] = {}
             for _, done in team.done:
                 read[done.worker] = read.get(done.worker, 0) + done.bytes_read
+            cells = [work.key for work, _ in team.done if isinstance(work, CellWork)]
             before = time.perf_counter()
-            for work, _ in team.done[:20]:
-                if isinstance(work, CellWork):
-                    depot.fetch_record(work.key, Path(folder, "collected", work.key))
-            collecting = (time.perf_counter() - before) / 20
+            for key in cells:
+                depot.fetch_record(key, Path(folder, "collected", key))
+            collecting = (time.perf_counter() - before) / len(cells)
             return timed, max(read.values()), collecting, statistics.median(RECORDED)
         finally:
             for one in served:
