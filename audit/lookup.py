@@ -25,6 +25,9 @@ RESULT = "sweep.json"
 SWEEP_NAME = re.compile(r"[0-9a-f]{1,12}(-[0-9]*)?")
 RUN_NAME = re.compile(r"[0-9a-f]{4,31}")
 """The start of a run's id; a whole one is asked for at once."""
+NO_ANSWER = re.compile(r"Connection refused|timed out|Name or service not known|No route to host|"
+                       r"Temporary failure in name resolution|Network is unreachable")  # fmt: skip
+"""What the system says of a server that is not there; MLflow wraps it in three of its own lines."""
 
 
 def sweeps(store: Store, limit: int | None = None) -> dict[str, Any]:
@@ -98,12 +101,13 @@ def sweep_run(store: Store, wanted: str) -> str:
 
 
 def reachable(store: Store) -> None:
-    """Raises UserError where the configured tracking server does not answer."""
+    """Raises UserError where the configured tracking server does not answer, or refuses."""
     try:
         connect(store).search_experiments(max_results=1)
     except MlflowException as error:
-        first = without_credentials(str(error).splitlines()[0])
-        raise UserError(f"MLFLOW_TRACKING_URI is {store.shown_uri}: {first}") from error
+        silent = NO_ANSWER.search(str(error))
+        said = f"no answer ({silent[0]})" if silent else first_words(error)
+        raise UserError(f"MLFLOW_TRACKING_URI is {store.shown_uri}: {said}") from error
 
 
 def artifacts_writable(store: Store) -> str:

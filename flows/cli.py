@@ -37,11 +37,28 @@ _STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.E
 
 app = typer.Typer(
     name="halfstep",
-    help="Post-training quantization as an auditable process.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"halfstep {version('halfstep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Shows the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Post-training quantization as an auditable process."""
 
 
 @app.command()

@@ -116,12 +116,18 @@ def test_shell_completion_is_there():
     assert "complete" in done.stdout
 
 
-def test_a_tracking_server_that_is_down_loses_nothing(tiny, store):
+def test_a_tracking_server_that_is_down_is_named_before_anything_is_written(tiny, store):
     path = tiny(rejecting)
     down = halfstep("sweep", path, "--store", store.path, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert down.returncode == 2
-    assert "run the same command again to record it" in down.stderr.splitlines()[-1]
+    assert down.stderr.splitlines()[-1] == (
+        "halfstep: MLFLOW_TRACKING_URI is http://127.0.0.1:9: no answer (Connection refused)"
+    )
     assert "Traceback" not in down.stderr
-    up = halfstep("sweep", path, "--store", store.path, "--json")
-    assert up.returncode == 0
-    assert json.loads(up.stdout)["cells_reused"] == 1
+    assert not store.path.exists()
+
+
+def test_the_version_is_told():
+    from importlib.metadata import version
+
+    assert halfstep("--version").stdout == f"halfstep {version('halfstep')}\n"
