@@ -3,16 +3,15 @@ was decided, why, on what data, in what environment, who signed."""
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
 import yaml
 from browser import executable, page
+from servers import answers, free_port
 from tests_config import TINY
+from waiting import until
 
 from audit import signing
 from audit.issuer import Issuer
@@ -43,9 +42,7 @@ def served(tmp_path_factory):
     store = Store(folder / "mlruns")
     said = Review("approve", "Jane Doe", "Head of ML", "margins are kept")
     enter_review(store, result["sweep_id"], said, None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "flows.cli", "ui", "--store", str(store.path),
                "--port", str(port)]  # fmt: skip
     server = subprocess.Popen(
@@ -53,23 +50,11 @@ def served(tmp_path_factory):
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_for(f"{address}/health", server)
+        until(lambda: answers(f"{address}/health"), server)
         yield address, result, public
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
-
-
-def wait_for(url, server):
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the UI ended"
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError("the UI does not answer")
 
 
 @pytest.fixture

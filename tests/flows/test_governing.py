@@ -11,6 +11,7 @@ import time
 import pytest
 from recorded import small_sweep
 from typer.testing import CliRunner
+from waiting import LIMIT
 
 from audit.issuer import Issuer
 from audit.store import Store
@@ -92,7 +93,7 @@ def test_on_a_terminal_it_asks(swept):
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     answers = ["approve with conditions", "watch it", "Bob Board", "risk", "good enough"]
-    shown, deadline = "", time.monotonic() + 90
+    shown, deadline = "", time.monotonic() + LIMIT
     while time.monotonic() < deadline and process.poll() is None:
         if not select.select([master], [], [], 0.5)[0]:
             continue
@@ -103,7 +104,7 @@ def test_on_a_terminal_it_asks(swept):
         if answers and shown.rstrip().endswith(":"):
             os.write(master, f"{answers.pop(0)}\n".encode())
             shown += "\n"
-    assert process.wait(30) == 0, shown
+    assert process.wait(LIMIT) == 0, shown
     os.close(master)
     assert answers == []
     assert "approved with conditions by Bob Board (risk)" in run(store, "list").output

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import LIMIT
 
 from flows.conduct import conduct
 from flows.config import read_plan
@@ -17,7 +18,7 @@ from halfstep.errors import UserError
 def server():
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=LIMIT):
         yield
 
 

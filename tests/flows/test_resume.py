@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 from mlflow.tracking import MlflowClient
+from waiting import LIMIT, until
 
 from audit.reading import TrackingStore
 from audit.verify import verify
@@ -26,18 +27,14 @@ def start(path, store):
 
 def finish(path, store):
     process = start(path, store)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     return json.loads(out)
 
 
 def kill_when(process, reached):
     """SIGKILL as soon as a condition holds; fails where the process ends before it."""
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(reached, process, pause=0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -137,11 +134,11 @@ def test_two_at_once_on_one_store(tiny, store):
     os.kill(first.pid, signal.SIGSTOP)
     try:
         second = start(path, store)
-        out, err = second.communicate(timeout=120)
+        out, err = second.communicate(timeout=LIMIT)
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2
     assert out == ""
     assert "is in use by sweep of 'tiny' (process" in err.splitlines()[-1]
-    first.communicate(timeout=300)
+    first.communicate(timeout=LIMIT)
     assert first.returncode == 0

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from contextlib import suppress
 
 import pytest
 from mlflow.tracking import MlflowClient
 from recorded import small_sweep
+from waiting import LIMIT, until
 
 from audit.issuer import Issuer
 from audit.models import aliases
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def server():
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=LIMIT):
         yield
 
 
@@ -46,13 +47,20 @@ def runs(name):
     return sorted((r for r in found if name in r.name), key=lambda r: r.created, reverse=True)
 
 
-def wait_for(name, *states, times=240):
-    for _ in range(times):
+def deployment(client, name):
+    from prefect.exceptions import ObjectNotFound
+
+    with suppress(ObjectNotFound):  # not served yet
+        return client.read_deployment_by_name(name)
+    return None
+
+
+def wait_for(name, *states):
+    def there():
         found = runs(name)
-        if found and found[0].state and found[0].state.name in states:
-            return found[0]
-        time.sleep(0.5)
-    raise AssertionError([(r.name, r.state and r.state.name) for r in runs(name)])
+        return found and found[0].state and found[0].state.name in states and found[0]
+
+    return until(there, pause=0.5)
 
 
 def resume(run, form):
@@ -70,13 +78,13 @@ def test_a_run_that_somebody_started_waits_and_asks_again(server, swept):
     thread.start()
     first = wait_for(sweep, "Paused")
     resume(first, FORM | {"name": "ada author"})
-    for _ in range(120):  # refused: the same run is paused once more
-        time.sleep(0.5)
+
+    def again():  # refused: the same run is paused once more
         now = runs(sweep)[0]
-        if now.state.name == "Paused" and now.state.id != first.state.id:
-            break
-    resume(now, FORM)
-    thread.join(60)
+        return now.state.name == "Paused" and now.state.id != first.state.id and now
+
+    resume(until(again, pause=0.5), FORM)
+    thread.join(LIMIT)
     assert done["outcome"] == "approve"
     assert aliases(MlflowClient(store.tracking_uri), "tiny") == {"champion": "1"}
     assert verify(TrackingStore(store)).findings == []
@@ -95,12 +103,7 @@ def test_a_deployed_run_is_suspended_and_goes_on_elsewhere(server, swept):
     )  # fmt: skip
     try:
         with get_client(sync_client=True) as client:
-            for _ in range(120):
-                try:
-                    deployed = client.read_deployment_by_name("halfstep review/review")
-                    break
-                except Exception:
-                    time.sleep(0.5)
+            deployed = until(lambda: deployment(client, "halfstep review/review"), pause=0.5)
             asked = client.create_flow_run_from_deployment(
                 deployed.id, parameters={"sweep": sweep, "store": str(store.path)},
                 name=f"review of {sweep}",
@@ -109,9 +112,9 @@ def test_a_deployed_run_is_suspended_and_goes_on_elsewhere(server, swept):
         assert suspended.id == asked.id
         assert aliases(MlflowClient(store.tracking_uri), "tiny") == {"candidate": "1"}
         resume(suspended, FORM | {"outcome": "approve with conditions", "conditions": ["watch"]})
-        wait_for(sweep, "Completed", times=360)
+        wait_for(sweep, "Completed")
     finally:
         os.killpg(worker.pid, signal.SIGTERM)
-        told = worker.communicate(timeout=60)[0].decode()
+        told = worker.communicate(timeout=LIMIT)[0].decode()
     assert aliases(MlflowClient(store.tracking_uri), "tiny") == {"champion": "1"}, told
     assert verify(TrackingStore(store)).findings == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from recorded import small_config
+from waiting import LIMIT
 
 from audit import spool
 from audit.reading import TrackingStore
@@ -223,11 +224,11 @@ def test_the_queue_outlives_a_killed_worker(whole, tmp_path, store, monkeypatch)
     first.kill()
     first.communicate()
     second = serve(place, "two")
-    out, err = sweep.communicate(timeout=240)
+    out, err = sweep.communicate(timeout=LIMIT)
     assert sweep.returncode == 0, err
     assert evidence(json.loads(out)) == evidence(whole)
     second.send_signal(signal.SIGTERM)
-    second.communicate(timeout=60)
+    second.communicate(timeout=LIMIT)
     assert second.returncode == 143
     assert not list((place / "queue").iterdir())
     assert verify(TrackingStore(store)).findings == []
@@ -302,7 +303,7 @@ def test_a_local_cluster(whole, tmp_path, store, kind):
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "sweep", str(config), "--store", str(store.path),
          "--runner", kind, "--json"],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=LIMIT,
         env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -319,7 +320,7 @@ def test_a_dask_cluster_at_an_address_that_loses_a_worker(whole, tmp_path, store
 
     config = small_config(tmp_path, corrected)
     with (
-        prefect_test_harness(server_startup_timeout=120),
+        prefect_test_harness(server_startup_timeout=LIMIT),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
     ):
 

@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from recorded import small_config
+from waiting import LIMIT, until
 
 from flows.launch import Launch
 from flows.runners import Runner
@@ -66,6 +67,19 @@ def test_what_cannot_be_scheduled(tmp_path, monkeypatch, change, message):
         Scheduled(launch, **{"cron": "0 3 * * *", **change}).check()
 
 
+def planned():
+    """How the schedule stands, once a run of it is due."""
+    with suppress(UserError):  # not served yet
+        found = standing("tiny")
+        return found["next"] and found
+    return None
+
+
+def ended(client, runs):
+    states = [client.read_flow_run(run.id).state for run in runs]
+    return all(state.is_final() for state in states) and states
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_served_schedule_runs_one_at_a_time(tmp_path, store):
@@ -75,7 +89,7 @@ def test_a_served_schedule_runs_one_at_a_time(tmp_path, store):
     from prefect.testing.utilities import prefect_test_harness
 
     config = small_config(tmp_path)
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=LIMIT):
         environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(),
                        "PREFECT_HOME": str(tmp_path / "prefect")}  # fmt: skip
         command = [sys.executable, "-m", "flows.cli", "schedule", str(config), "--store",
@@ -85,34 +99,18 @@ def test_a_served_schedule_runs_one_at_a_time(tmp_path, store):
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
-            deadline = time.monotonic() + 90
-            while True:
-                try:
-                    found = standing("tiny")
-                    if found["next"]:
-                        break
-                except UserError:
-                    pass
-                assert served.poll() is None, served.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.5)
+            found = until(planned, served, pause=0.5)
             assert found["cron"] == ["0 3 * * *"]
             assert found["last"] is None
             assert found["missed"] == []
             runs = [run_deployment("halfstep sweep/tiny", timeout=0) for _ in range(2)]
-            deadline = time.monotonic() + 120
             with get_client(sync_client=True) as client:
-                while True:
-                    states = [client.read_flow_run(run.id).state for run in runs]
-                    if all(state.is_final() for state in states):
-                        break
-                    assert time.monotonic() < deadline, states
-                    time.sleep(0.5)
+                states = until(lambda: ended(client, runs), served, pause=0.5)
             assert sorted(state.type.value for state in states) == ["CANCELLED", "COMPLETED"]
             shown = subprocess.run([*command, "--json"], env=environment, capture_output=True,
                                    text=True, check=True)  # fmt: skip
             assert json.loads(shown.stdout)["last"]["state"] == "Completed"
         finally:
             served.send_signal(signal.SIGINT)
-            served.communicate(timeout=60)
+            served.communicate(timeout=LIMIT)
     assert len(list(store.spool.glob("*/sweep.json"))) == 1

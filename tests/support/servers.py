@@ -12,12 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import yaml
+from waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE = ROOT / "deploy" / "compose.yaml"
@@ -60,15 +60,6 @@ def answers(url, header=None):
     except OSError:
         return False
     return True
-
-
-def until(ready, process=None, seconds=120, log=None):
-    deadline = time.monotonic() + seconds
-    while not ready():
-        if process is not None and process.poll() is not None:
-            raise RuntimeError(f"ended with {process.returncode}: {log.read_text()[-3000:]}")
-        assert time.monotonic() < deadline, log.read_text()[-3000:] if log else "not ready"
-        time.sleep(0.1)
 
 
 class Postgres:
