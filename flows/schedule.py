@@ -90,7 +90,6 @@ def serve(scheduled: Scheduled) -> None:
         global_limit=ConcurrencyLimitConfig(
             limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
         ),
-        limit=1,
         pause_on_shutdown=False,
         print_starting_message=False,
         entrypoint_type=EntrypointType.MODULE_PATH,

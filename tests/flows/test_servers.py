@@ -24,6 +24,9 @@ from registry import MODEL, moved, register, trained, watching_config
 from servers import BIN, ROOT, SECRETS, Team, answers, postgres_programs
 from waiting import LIMIT, until
 
+from flows.schedule import standing
+from halfstep.errors import UserError
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(postgres_programs() is None, reason="PostgreSQL is not installed"),
@@ -45,6 +48,21 @@ def on_server(team, monkeypatch):
     """This process, too, is a client of the team's MLflow."""
     for name, value in mlflow_of(team).items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def on_prefect(team):
+    """This process, too, is a client of the team's Prefect; what a machine sets for that alone."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    found = {k: v for k, v in team.client.items() if k.startswith("PREFECT")}
+    with temporary_settings(
+        {
+            PREFECT_API_URL: found["PREFECT_API_URL"],
+            PREFECT_API_AUTH_STRING: found["PREFECT_API_AUTH_STRING"],
+        }
+    ):
+        yield found
 
 
 def mlflow_of(team):
@@ -88,21 +106,24 @@ def only_once(name):
     return len(runs)
 
 
-def intact(store, settings):
-    process = start("verify", "--store", store, "--json", settings=settings)
-    out, err = process.communicate(timeout=LIMIT)
-    assert out, err
-    found = json.loads(out)["findings"]
-    assert found == [], json.dumps(found, indent=1)
+def intact(store, settings, sweep=""):
+    """The ledger, and all that it says of one sweep, or of everything."""
+    named = [sweep] if sweep else []
+    out, _ = run("verify", *named, "--store", store, "--json", settings=settings)
+    assert json.loads(out)["findings"] == []
+
+
+RUNS = 12 + 5
+"""Of `many_cells`: its cells, parent, two references, calibration, confirmation."""
 
 
 def many_cells(folder, name):
-    """Twenty-odd cells: long enough for something to happen in the middle."""
+    """Enough cells for something to happen in the middle."""
 
     def change(config):
         config["name"] = name
         config["matrix"] = {
-            "weights": {"format": ["int8", "int6", "int4", "int3", "int2"],
+            "weights": {"format": ["int8", "int6", "int4"],
                         "granularity": ["per_tensor", "per_channel"]},
             "activations": {"format": "int8", "calibrator": ["minmax", "mse"]},
         }  # fmt: skip
@@ -132,6 +153,42 @@ def test_the_same_sweep_on_the_teams_servers(team, on_server, tmp_path):
         settings=settings)  # fmt: skip
     again = sweep(config, tmp_path / "client", team.client)
     assert again["reused"]
+
+
+APPENDING = """
+import sys
+from pathlib import Path
+from audit.ledger import ANALYSIS, Settings
+from audit.ledger_runs import LedgerWriter
+from audit.store import Store
+from audit.trail import connect
+store = Store(Path(sys.argv[1]))
+writer = LedgerWriter(store, connect(store))
+for number in range(int(sys.argv[2])):
+    what = {"run_id": "none", "evidence": "none", "by": sys.argv[1], "number": number}
+    shows = {"tags": {}, "note": "a race"}
+    writer.append("reproduction", f"{sys.argv[1]}:{number}", "race", what, Settings(), shows)
+"""
+
+
+def test_machines_that_enter_the_ledger_at_once(team, on_server, tmp_path):
+    from audit.ledger import EXPERIMENT
+
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
+    racing = [
+        subprocess.Popen([sys.executable, "-c", APPENDING, str(tmp_path / name), "4"],
+                         env={**clean, **mlflow_of(team)}, cwd=ROOT, stderr=subprocess.PIPE)
+        for name in "abc"
+    ]  # fmt: skip
+    for process in racing:
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+    client = MlflowClient(team.mlflow.address)
+    home = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([home.experiment_id], "tags.`halfstep.kind` = 'ledger'")
+    raced = [r for r in runs if "race" in r.info.run_name]
+    assert len(raced) == 12
+    intact(tmp_path / "a", mlflow_of(team))
 
 
 @pytest.mark.parametrize(
@@ -186,10 +243,11 @@ def test_the_tracking_server_goes_away_for_half_a_minute(team, on_server, tmp_pa
     assert "cannot be written" in err
     assert "can be written again" in err
     assert secretless(err)
-    assert only_once("outage") == 20 + 5
-    intact(store, mlflow_of(team))
+    assert only_once("outage") == RUNS
+    found = json.loads(out)
+    intact(store, mlflow_of(team), found["sweep_id"])
     whole = sweep(config, tmp_path / "embedded", {})
-    assert json.loads(out)["decision"] == whole["decision"]
+    assert found["decision"] == whole["decision"]
 
 
 def test_a_server_that_stays_away_ends_in_one_message_and_nothing_is_lost(
@@ -209,7 +267,7 @@ def test_a_server_that_stays_away_ends_in_one_message_and_nothing_is_lost(
     found = sweep(config, store, mlflow_of(team))
     assert found["decision"]["verdict"] == "accept"
     only_once("away")
-    intact(store, mlflow_of(team))
+    intact(store, mlflow_of(team), found["sweep_id"])
 
 
 def recorded(client, name):
@@ -292,9 +350,10 @@ def test_an_artifact_store_that_refuses_for_a_while(team, on_server, tmp_path):
         out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
         assert "cannot be written" in err
-        assert json.loads(out)["decision"]["verdict"] == "accept"
-        assert only_once("refused") == 25
-        intact(store, mlflow_of(team))
+        found = json.loads(out)
+        assert found["decision"]["verdict"] == "accept"
+        assert only_once("refused") == RUNS
+        intact(store, mlflow_of(team), found["sweep_id"])
     finally:
         team.mlflow.stop()
         team.mlflow.settings = plain
@@ -312,47 +371,11 @@ def test_the_same_sweep_from_two_machines_at_once(team, on_server, tmp_path):
     assert sorted(codes) == [0, 2], ended
     lost = codes.index(2)
     assert "the same sweep is being written to" in ended[lost][1].splitlines()[-1]
-    assert only_once("twice") == 25
+    assert only_once("twice") == RUNS
     again = sweep(config, stores[lost], mlflow_of(team))
     assert again["decision"] == json.loads(ended[1 - lost][0])["decision"]
-    assert only_once("twice") == 25
-    intact(stores[lost], mlflow_of(team))
-
-
-APPENDING = """
-import sys
-from pathlib import Path
-from audit.ledger import ANALYSIS, Settings
-from audit.ledger_runs import LedgerWriter
-from audit.store import Store
-from audit.trail import connect
-store = Store(Path(sys.argv[1]))
-writer = LedgerWriter(store, connect(store))
-for number in range(int(sys.argv[2])):
-    what = {"run_id": "none", "evidence": "none", "by": sys.argv[1], "number": number}
-    shows = {"tags": {}, "note": "a race"}
-    writer.append("reproduction", f"{sys.argv[1]}:{number}", "race", what, Settings(), shows)
-"""
-
-
-def test_machines_that_enter_the_ledger_at_once(team, on_server, tmp_path):
-    from audit.ledger import EXPERIMENT
-
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
-    racing = [
-        subprocess.Popen([sys.executable, "-c", APPENDING, str(tmp_path / name), "4"],
-                         env={**clean, **mlflow_of(team)}, cwd=ROOT, stderr=subprocess.PIPE)
-        for name in "abc"
-    ]  # fmt: skip
-    for process in racing:
-        _, err = process.communicate(timeout=LIMIT)
-        assert process.returncode == 0, err
-    client = MlflowClient(team.mlflow.address)
-    home = client.get_experiment_by_name(EXPERIMENT)
-    runs = client.search_runs([home.experiment_id], "tags.`halfstep.kind` = 'ledger'")
-    raced = [r for r in runs if "race" in r.info.run_name]
-    assert len(raced) == 12
-    intact(tmp_path / "a", mlflow_of(team))
+    assert only_once("twice") == RUNS
+    intact(stores[lost], mlflow_of(team), again["sweep_id"])
 
 
 def test_a_prefect_server_that_is_restarted(team, on_server, tmp_path):
@@ -366,9 +389,46 @@ def test_a_prefect_server_that_is_restarted(team, on_server, tmp_path):
     if process.returncode != 0:  # Prefect gave up: the same command goes on
         assert "Traceback" not in err
         out, _ = run("sweep", config, "--store", store, "--json", settings=team.client)
-    assert json.loads(out)["decision"]["verdict"] == "accept"
-    assert only_once("restarted") == 25
-    intact(store, mlflow_of(team))
+    found = json.loads(out)
+    assert found["decision"]["verdict"] == "accept"
+    assert only_once("restarted") == RUNS
+    intact(store, mlflow_of(team), found["sweep_id"])
+
+
+def test_a_served_schedule_runs_one_at_a_time(team, on_prefect, tmp_path):
+    from prefect.client.orchestration import get_client
+    from prefect.deployments import run_deployment
+
+    config, store = small_config(tmp_path, lambda c: c.update(name="nightly")), tmp_path / "store"
+    served = start("schedule", config, "--store", store, "--cron", "0 3 * * *", "--timezone",
+                   "Europe/Berlin", settings=on_prefect, quiet=True)  # fmt: skip
+
+    def planned():
+        with suppress(UserError):  # not served yet
+            found = standing("nightly")
+            return found["next"] and found
+        return None
+
+    try:
+        found = until(planned, served, pause=0.5)
+        assert found["cron"] == ["0 3 * * *"]
+        assert found["last"] is None
+        assert found["missed"] == []
+        asked = [run_deployment("halfstep sweep/nightly", timeout=0) for _ in range(2)]
+        with get_client(sync_client=True) as client:
+
+            def ended():
+                states = [client.read_flow_run(one.id).state for one in asked]
+                return all(state.is_final() for state in states) and states
+
+            states = until(ended, served, pause=0.5)
+        assert sorted(state.type.value for state in states) == ["CANCELLED", "COMPLETED"]
+        out, _ = run("schedule", config, "--store", store, "--json", settings=on_prefect)
+        assert json.loads(out)["last"]["state"] == "Completed"
+    finally:
+        served.send_signal(signal.SIGINT)
+        served.communicate(timeout=LIMIT)
+    assert len(list((store / "spool").glob("*/sweep.json"))) == 1
 
 
 def test_a_real_webhook_wakes_the_watcher(team, on_server, tmp_path, monkeypatch):
@@ -399,7 +459,7 @@ def test_a_real_webhook_wakes_the_watcher(team, on_server, tmp_path, monkeypatch
 def test_workers_of_a_pool_and_the_deployments_of_the_file(team, on_server, tmp_path):
     """`prefect deploy --all` deploys every flow; a sweep runs on two workers over S3, one of which
     is killed."""
-    settings = {**team.client, **team.depot_access, "HALFSTEP_HOME": str(ROOT),
+    settings = {**team.client, **team.depot_access,
                 "HALFSTEP_CACHE": str(tmp_path / "cache")}  # fmt: skip
     environment = {**os.environ, **settings}
 
@@ -416,8 +476,8 @@ def test_workers_of_a_pool_and_the_deployments_of_the_file(team, on_server, tmp_
     assert all(one["name"] in listed for one in deployed)
     worker = subprocess.Popen(
         [BIN / "prefect", "worker", "start", "--pool", "halfstep", "--type", "process"],
-        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        env={**environment, "HALFSTEP_HOME": str(ROOT)}, cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         config = many_cells(tmp_path, "pooled")
@@ -434,10 +494,11 @@ def test_workers_of_a_pool_and_the_deployments_of_the_file(team, on_server, tmp_
         assert process.returncode == 0, err
         found = json.loads(out)
         assert found["decision"] == here["decision"]
-        assert only_once("pooled") == 25
-        intact(tmp_path / "client", mlflow_of(team))
+        assert only_once("pooled") == RUNS
+        intact(tmp_path / "client", mlflow_of(team), found["sweep_id"])
     finally:
-        os.killpg(worker.pid, signal.SIGKILL)
+        for one in [*psutil.Process(worker.pid).children(recursive=True), worker]:
+            one.kill()
         worker.wait()
 
 
@@ -460,8 +521,8 @@ def test_a_dump_and_a_restore_of_the_trail(team, on_server, tmp_path):
     dump = team.postgres.run("pg_dump", *where, "--format=plain", "mlflow")
     client = MlflowClient(team.mlflow.address)
     client.delete_run(found["cells"][0]["run_id"])
-    out, _ = run("verify", "--store", tmp_path / "client", "--json", settings=mlflow_of(team),
-                 code=4)  # fmt: skip
+    out, _ = run("verify", found["sweep_id"], "--store", tmp_path / "client", "--json",
+                 settings=mlflow_of(team), code=4)  # fmt: skip
     assert "deleted" in out
     team.mlflow.stop()
     for command in ("DROP DATABASE mlflow", "CREATE DATABASE mlflow"):
@@ -471,4 +532,4 @@ def test_a_dump_and_a_restore_of_the_trail(team, on_server, tmp_path):
     file.chmod(0o644)
     team.postgres.run("psql", *where, "--dbname=mlflow", "--quiet", f"--file={file}")
     team.mlflow.start()
-    intact(tmp_path / "client", mlflow_of(team))
+    intact(tmp_path / "client", mlflow_of(team), found["sweep_id"])
