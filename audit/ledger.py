@@ -23,7 +23,8 @@ from halfstep.digest import digest_bytes
 
 EXPERIMENT = "halfstep ledger"
 SCHEMA = "halfstep-ledger/1"
-ENTRY = "entry.json"
+ENTRY, ENVELOPE, PUBLIC_KEY = "entry.json", "attestation.dsse.json", "signer.pub.pem"
+"""The files of an entry's run; the last two where it is signed."""
 DECISION, ANALYSIS, REVIEW, ROLLBACK, REPRODUCTION, SUCCESSION, RETIREMENT = (
     "decision", "analysis", "review", "rollback", "reproduction", "succession", "retirement",
 )  # fmt: skip

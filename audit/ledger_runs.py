@@ -14,20 +14,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from audit import ledger, signing, view
+from audit import ledger, view
 from audit.evidence import DELETED, NOTE, PREFIX
 from audit.experiments import open_experiment
-from audit.ledger import ENTRY, Entry, Place, Settings, record_of
+from audit.ledger import ENTRY, ENVELOPE, PUBLIC_KEY, Entry, Place, Settings, record_of
 from audit.models import set_aliases
-from audit.signing import ENVELOPE, PUBLIC_KEY, Signer
 from audit.store import Store
 from halfstep.errors import Tampered
+
+if TYPE_CHECKING:
+    from audit.signing import Signer
 
 HEAD = PREFIX + "head"
 SETTLED = 0.5
@@ -92,6 +94,8 @@ class LedgerWriter:
     def _files(self, made: Entry) -> dict[str, bytes]:
         files = {ENTRY: made.data}
         if self.signer is not None:
+            from audit import signing  # a fifth of a second that readers need not wait
+
             facts = {name: made.body[name] for name in ("kind", "about", "number", "at")}
             subjects = {ENTRY: made.digest}
             files[ENVELOPE] = signing.envelope(self.signer, subjects, signing.ENTRY_TYPE, facts)

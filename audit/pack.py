@@ -21,11 +21,11 @@ from securesystemslib.signer import Key
 from audit import encode, signing
 from audit.evaluations import Recorded
 from audit.evidence import EVIDENCE, Snapshot, canonical, read_evidence
-from audit.ledger import DECISION, REPRODUCTION
+from audit.ledger import DECISION, ENVELOPE, PUBLIC_KEY, REPRODUCTION
 from audit.mapping import Facts, mapping, mapping_markdown
 from audit.model_card import model_card
 from audit.review import Case, open_case
-from audit.signing import ENVELOPE, PACK_TYPE, PUBLIC_KEY, Signer
+from audit.signing import PACK_TYPE, Signer
 from audit.store import Store
 from audit.verify import (
     Finding,

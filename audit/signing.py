@@ -34,8 +34,6 @@ from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from halfstep.errors import UserError
 
-ENVELOPE = "attestation.dsse.json"
-PUBLIC_KEY = "signer.pub.pem"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 ENTRY_TYPE = "urn:halfstep:ledger-entry:v1"
 PACK_TYPE = "urn:halfstep:evidence-pack:v1"

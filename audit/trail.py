@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -56,11 +56,13 @@ from audit.evidence import (  # noqa: E402
 from audit.experiments import open_experiment  # noqa: E402
 from audit.ledger import DECISION, Entry, Settings  # noqa: E402
 from audit.ledger_runs import LedgerWriter  # noqa: E402
-from audit.signing import Signer  # noqa: E402
 from audit.spool import Record  # noqa: E402
 from audit.store import Store  # noqa: E402
 from halfstep.digest import digest_bytes  # noqa: E402
 from halfstep.errors import UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from audit.signing import Signer
 
 LONGEST_NOTE = 7900
 WRITER = "halfstep-writer"

@@ -25,12 +25,13 @@ from audit.ledger import (
     CHAMPION,
     DECISION,
     ENTRY,
+    ENVELOPE,
+    PUBLIC_KEY,
     RETIREMENT,
     Entry,
     Settings,
     in_order,
 )
-from audit.signing import ENVELOPE, PUBLIC_KEY
 from halfstep.digest import digest_bytes, digest_json
 from halfstep.errors import Tampered
 
