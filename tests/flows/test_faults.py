@@ -31,7 +31,7 @@ from halfstep.errors import UserError
 KILL_POINTS = 60
 RUNS = 8
 """Of the small sweep: parent, two references, calibration, two cells, confirmation, entry."""
-KILLS_A_CHAIN = 6
+KILLS_A_CHAIN = 10
 FORKED = """
 import os, sys
 import torch
@@ -246,7 +246,7 @@ def test_sigterm_finishes_the_record_and_says_how_to_go_on(tmp_path, store):
     assert "somebody ended it" in parent.data.tags["mlflow.note.content"]
     assert "run the same command to go on" in parent.data.tags["mlflow.note.content"]
     projected = client.search_runs([home], "tags.`halfstep.kind` = 'cell'")
-    assert len(projected) >= 3, "what was finished is in the trail"
+    assert len(projected) >= 2, "what was handed over is in the trail; the rest is in the spool"
     report = verify(TrackingStore(store))
     assert report.findings == []
     plan = read_plan(config)
