@@ -107,13 +107,14 @@ def _descend(model: nn.Module, rows: int, loss: Loss, recipe: Recipe) -> None:
 @contextmanager
 def deterministic(seed: int, threads: int) -> Iterator[None]:
     """Seeds torch, fixes its threads, insists on deterministic operators; then puts all back."""
-    before, threads_before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    before, threads_before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
+        # The same switch as `use_deterministic_algorithms`, which imports inductor for seconds.
+        torch.set_deterministic_debug_mode("error")
         torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.set_deterministic_debug_mode(before)
             torch.set_num_threads(threads_before)

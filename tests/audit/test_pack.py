@@ -4,8 +4,8 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 
+import forked
 import pytest
 from recorded import small_sweep
 
@@ -50,13 +50,12 @@ def test_it_verifies_without_the_store(pack, packed):
 
 
 def test_it_verifies_from_the_command_line_of_a_machine_with_no_store(pack, tmp_path):
-    command = [sys.executable, "-m", "flows.cli", "verify", str(pack), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = forked.run("verify", pack, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["intact"]
     assert not (tmp_path / "mlruns").exists()
     (pack / "decision.md").write_text("fine")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = forked.run("verify", pack, "--json", cwd=tmp_path)
     assert done.returncode == 4
     assert "decision.md" in json.loads(done.stdout)["findings"][0]["where"]
 

@@ -1,17 +1,17 @@
 """The command line: exit codes, streams, and messages."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+from forked import run as halfstep
 
 
-def halfstep(*arguments, **environment):
+def as_a_user_starts_it(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | environment, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -130,4 +130,4 @@ def test_a_tracking_server_that_is_down_is_named_before_anything_is_written(tiny
 def test_the_version_is_told():
     from importlib.metadata import version
 
-    assert halfstep("--version").stdout == f"halfstep {version('halfstep')}\n"
+    assert as_a_user_starts_it("--version").stdout == f"halfstep {version('halfstep')}\n"

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import random
 import shutil
 import signal
@@ -14,10 +13,11 @@ import time
 from collections import Counter
 from contextlib import closing, suppress
 
+import forked
 import pytest
+from forked import Forked
 from mlflow.tracking import MlflowClient
 from recorded import small_config, small_sweep
-from waiting import LIMIT
 
 from audit import spool
 from audit.outage import passes, patience
@@ -32,63 +32,6 @@ KILL_POINTS = 60
 RUNS = 8
 """Of the small sweep: parent, two references, calibration, two cells, confirmation, entry."""
 KILLS_A_CHAIN = 10
-FORKED = """
-import os, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from audit.store import Store
-from flows.conduct import conduct
-from flows.config import read_plan
-import audit.trail, audit.report, audit.lookup
-print("ready", flush=True)
-for line in sys.stdin:
-    config, store = line.split()
-    child = os.fork()
-    if child == 0:
-        result = conduct(read_plan(Path(config)), Path(config).read_text(), Store(Path(store)))
-        print("done", result["decision"]["digest"], result["reused"], flush=True)
-        os._exit(0)
-    print("child", child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print("ended", status, flush=True)
-"""
-
-
-class Forks:
-    """A process that has imported everything, and forks itself for each sweep: killing sixty of
-    them does not cost sixty starts."""
-
-    def __init__(self):
-        self.process = subprocess.Popen([sys.executable, "-c", FORKED], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE)  # fmt: skip
-        assert self.line() == ["ready"]
-
-    def line(self):
-        return self.process.stdout.readline().split()
-
-    def sweep(self, config, store, kill_after=None):
-        """The digest of the decision, or None where it was killed before."""
-        self.process.stdin.write(f"{config} {store}\n")
-        self.process.stdin.flush()
-        _, child = self.line()
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with suppress(ProcessLookupError):  # it was faster
-                os.kill(int(child), signal.SIGKILL)
-        found = None
-        while (line := self.line())[0] != "ended":
-            assert line[0] == "done"
-            found = line[1]
-        assert line[1] in ("0", "9")
-        return found if line[1] == "0" else None
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-        self.process.stderr.close()
 
 
 def once_each(store):
@@ -101,28 +44,38 @@ def once_each(store):
     return len(counted)
 
 
+def swept(config, store):
+    done = forked.run("sweep", config, "--store", store, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_sixty_random_kill_points(tmp_path):
     """Chains of sweeps, each killed several times at random moments and then left to end."""
     whole = Store(tmp_path / "whole")
     expected = small_sweep(tmp_path, whole)
     config, runs = tmp_path / "small.yaml", once_each(whole)
-    rng, forks, killed = random.Random(7), Forks(), 0
-    try:
-        started = time.monotonic()
-        forks.sweep(config, tmp_path / "timed")
-        seconds = time.monotonic() - started
-        while killed < KILL_POINTS:
-            store = Store(tmp_path / f"chain-{killed}")
-            for _ in range(KILLS_A_CHAIN):
-                killed += forks.sweep(config, store.path, rng.uniform(0.0, seconds)) is None
-            assert forks.sweep(config, store.path) == expected["decision"]["digest"]
-            assert once_each(store) == runs
-            assert verify(TrackingStore(store)).findings == []
-            shutil.rmtree(store.path)
-    finally:
-        forks.close()
-    assert killed >= KILL_POINTS
+    rng, killed = random.Random(7), 0
+    shutil.copytree(whole.path / "cache", tmp_path / "timed" / "cache")  # trained once
+    forked.run("--version")  # the first is slow
+    started = time.monotonic()
+    swept(config, tmp_path / "timed")
+    seconds = time.monotonic() - started
+    while killed < KILL_POINTS:
+        store = Store(tmp_path / f"chain-{killed}")
+        shutil.copytree(tmp_path / "timed" / "cache", store.path / "cache")
+        for _ in range(KILLS_A_CHAIN):
+            process = Forked(["sweep", config, "--store", store.path])
+            time.sleep(rng.uniform(0.0, seconds))
+            process.kill()
+            if process.wait() != -signal.SIGKILL:  # it was faster
+                break
+            killed += 1
+        assert swept(config, store.path)["decision"] == expected["decision"]
+        assert once_each(store) == runs
+        assert verify(TrackingStore(store)).findings == []
+        shutil.rmtree(store.path)
 
 
 def test_a_full_disk_at_any_write(tmp_path, monkeypatch):
@@ -226,15 +179,12 @@ def test_sigterm_finishes_the_record_and_says_how_to_go_on(tmp_path, store):
                                        "granularity": ["per_tensor", "per_channel"]}  # fmt: skip
 
     config = small_config(tmp_path, many)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "sweep", str(config), "--store", str(store.path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = Forked(["sweep", config, "--store", store.path])
     while len(list(store.spool.glob("*/cell/[!.]*/record.json"))) < 3:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=LIMIT)
+    _, err = process.communicate()
     assert process.returncode == 143, err
     assert err.splitlines()[-1] == (
         "halfstep: terminated; finished cells are kept, run the same command to go on"
@@ -338,11 +288,7 @@ def test_what_passes_and_what_does_not(monkeypatch, tmp_path):
 
 def test_logs_are_json_lines_with_the_ids(tmp_path, store):
     config = small_config(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "sweep", str(config), "--store", str(store.path),
-         "--json"],
-        capture_output=True, text=True, check=True, env={**os.environ, "HALFSTEP_LOG": "json"},
-    )  # fmt: skip
+    done = forked.run("sweep", config, "--store", store.path, "--json", HALFSTEP_LOG="json")
     result = json.loads(done.stdout)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     events = Counter(line["event"] for line in lines)
@@ -353,9 +299,6 @@ def test_logs_are_json_lines_with_the_ids(tmp_path, store):
     assert set(cells) == {c["name"] for c in result["cells"]}
     assert all(line["seconds"] > 0 and line["level"] == "info" for line in cells.values())
     assert lines[-1]["seconds"]["cells"] > 0
-    wrong = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "sweep", str(config)],
-        capture_output=True, text=True, check=False, env={**os.environ, "HALFSTEP_LOG": "xml"},
-    )  # fmt: skip
+    wrong = forked.run("sweep", config, HALFSTEP_LOG="xml")
     assert wrong.returncode == 2
     assert "HALFSTEP_LOG is 'xml'; allowed: text, json" in wrong.stderr

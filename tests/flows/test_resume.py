@@ -3,31 +3,25 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import pytest
+from forked import Forked
 from mlflow.tracking import MlflowClient
-from waiting import LIMIT, until
+from waiting import until
 
 from audit.reading import TrackingStore
 from audit.verify import verify
 
-COMMAND = [sys.executable, "-m", "flows.cli", "sweep"]
-
 
 def start(path, store):
-    return subprocess.Popen(
-        [*COMMAND, str(path), "--store", str(store.path), "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return Forked(["sweep", path, "--store", store.path, "--json"])
 
 
 def finish(path, store):
     process = start(path, store)
-    out, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     return json.loads(out)
 
@@ -134,11 +128,11 @@ def test_two_at_once_on_one_store(tiny, store):
     os.kill(first.pid, signal.SIGSTOP)
     try:
         second = start(path, store)
-        out, err = second.communicate(timeout=LIMIT)
+        out, err = second.communicate()
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2
     assert out == ""
     assert "is in use by sweep of 'tiny' (process" in err.splitlines()[-1]
-    first.communicate(timeout=LIMIT)
+    first.communicate()
     assert first.returncode == 0

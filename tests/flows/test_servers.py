@@ -3,6 +3,7 @@ what happens when one of them goes away, and when two machines are at work at on
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,11 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from forked import Forked
 from mlflow.tracking import MlflowClient
 from recorded import small_config
 from registry import MODEL, moved, register, trained, watching_config
 from servers import BIN, ROOT, SECRETS, Team, answers, postgres_programs
-from waiting import LIMIT, until
+from waiting import until
 
 from flows.schedule import standing
 from halfstep.errors import UserError
@@ -32,7 +34,6 @@ pytestmark = [
     pytest.mark.skipif(postgres_programs() is None, reason="PostgreSQL is not installed"),
     pytest.mark.filterwarnings("ignore"),
 ]
-HALFSTEP = str(BIN / "halfstep")
 SUPPORT = str(Path(__file__).parent.parent / "support")
 
 
@@ -69,22 +70,13 @@ def mlflow_of(team):
     return {k: v for k, v in team.client.items() if k.startswith("MLFLOW")}
 
 
-def start(*arguments, settings, quiet=False):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PREFECT", "AWS"))}
-    process = subprocess.Popen(
-        [HALFSTEP, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
-        env={**clean, "PYTHONPATH": SUPPORT, **settings},
-    )  # fmt: skip
-    watchdog = threading.Timer(LIMIT, process.kill)  # a test may fail, not hang
-    watchdog.daemon = True
-    watchdog.start()
-    return process
+def start(*arguments, settings):
+    return Forked(arguments, {"PYTHONPATH": SUPPORT, **settings})
 
 
 def run(*arguments, settings, code=0):
     process = start(*arguments, settings=settings)
-    out, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate()
     assert process.returncode == code, err
     return out, err
 
@@ -181,7 +173,7 @@ def test_machines_that_enter_the_ledger_at_once(team, on_server, tmp_path):
         for name in "abc"
     ]  # fmt: skip
     for process in racing:
-        _, err = process.communicate(timeout=LIMIT)
+        _, err = process.communicate()
         assert process.returncode == 0, err
     client = MlflowClient(team.mlflow.address)
     home = client.get_experiment_by_name(EXPERIMENT)
@@ -238,7 +230,7 @@ def test_the_tracking_server_goes_away_for_half_a_minute(team, on_server, tmp_pa
     team.mlflow.kill()
     time.sleep(30)
     team.mlflow.start()
-    out, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert "cannot be written" in err
     assert "can be written again" in err
@@ -259,7 +251,7 @@ def test_a_server_that_stays_away_ends_in_one_message_and_nothing_is_lost(
     client = MlflowClient(team.mlflow.address)
     until(lambda: recorded(client, "away") >= 2)
     team.mlflow.kill()
-    out, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate()
     team.mlflow.start()
     assert (process.returncode, out) == (2, "")
     assert "run the same command again to record it" in err.splitlines()[-1]
@@ -347,7 +339,7 @@ def test_an_artifact_store_that_refuses_for_a_while(team, on_server, tmp_path):
         before.refuses = True
         until(lambda: before.refused >= 3)
         before.refuses = False
-        out, err = process.communicate(timeout=LIMIT)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert "cannot be written" in err
         found = json.loads(out)
@@ -366,7 +358,7 @@ def test_the_same_sweep_from_two_machines_at_once(team, on_server, tmp_path):
     stores = [tmp_path / "one", tmp_path / "two"]
     both = [start("sweep", config, "--store", store, "--json", settings=mlflow_of(team))
             for store in stores]  # fmt: skip
-    ended = [process.communicate(timeout=LIMIT) for process in both]
+    ended = [process.communicate() for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2], ended
     lost = codes.index(2)
@@ -385,7 +377,7 @@ def test_a_prefect_server_that_is_restarted(team, on_server, tmp_path):
     team.prefect.kill()
     time.sleep(3)
     team.prefect.start()
-    out, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate()
     if process.returncode != 0:  # Prefect gave up: the same command goes on
         assert "Traceback" not in err
         out, _ = run("sweep", config, "--store", store, "--json", settings=team.client)
@@ -401,7 +393,7 @@ def test_a_served_schedule_runs_one_at_a_time(team, on_prefect, tmp_path):
 
     config, store = small_config(tmp_path, lambda c: c.update(name="nightly")), tmp_path / "store"
     served = start("schedule", config, "--store", store, "--cron", "0 3 * * *", "--timezone",
-                   "Europe/Berlin", settings=on_prefect, quiet=True)  # fmt: skip
+                   "Europe/Berlin", settings=on_prefect)  # fmt: skip
 
     def planned():
         with suppress(UserError):  # not served yet
@@ -427,7 +419,7 @@ def test_a_served_schedule_runs_one_at_a_time(team, on_prefect, tmp_path):
         assert json.loads(out)["last"]["state"] == "Completed"
     finally:
         served.send_signal(signal.SIGINT)
-        served.communicate(timeout=LIMIT)
+        served.communicate()
     assert len(list((store / "spool").glob("*/sweep.json"))) == 1
 
 
@@ -440,17 +432,21 @@ def test_a_real_webhook_wakes_the_watcher(team, on_server, tmp_path, monkeypatch
     settings = {**mlflow_of(team), "HALFSTEP_WEBHOOK_SECRET": "hook-secret"}
     process = start("watch", config, "--store", tmp_path / "client", "--interval", "600", "--json",
                     "--listen", "127.0.0.1:0", settings=settings)  # fmt: skip
-    first = json.loads(process.stdout.readline())
-    told = next(line for line in process.stderr if "webhooks are heard on" in line)
-    address = told.rsplit(" ", 1)[1].strip()
+
+    def event(number):
+        until(lambda: process.stdout.read().count("\n") > number, process)
+        return json.loads(process.stdout.read().splitlines()[number])
+
+    first = event(0)
+    address = re.search(r"webhooks are heard on (\S+)", process.stderr.read())[1]
     store = Store(tmp_path / "client")
     announce_to(store, f"http://{address}/", "hook-secret", MODEL)
     announce_to(store, f"http://{address}/", "hook-secret", MODEL)
     assert len(MlflowClient(team.mlflow.address).list_webhooks()) == 1, "announced once"
     version = register(Store(tmp_path / "trainer"), moved(0.001), tmp_path, MODEL)
-    second = json.loads(process.stdout.readline())
+    second = event(1)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=LIMIT)
+    process.communicate()
     assert (first["event"], second["event"]) == ("swept", "stands")
     assert second["version"] == version
     assert process.returncode == 143
@@ -490,7 +486,7 @@ def test_workers_of_a_pool_and_the_deployments_of_the_file(team, on_server, tmp_
                 if "engine" in " ".join(one.cmdline())]  # fmt: skip
         assert runs
         runs[0].kill()
-        out, err = process.communicate(timeout=LIMIT)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         found = json.loads(out)
         assert found["decision"] == here["decision"]

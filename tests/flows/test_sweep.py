@@ -3,10 +3,9 @@
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -255,15 +254,12 @@ def test_a_lost_database_is_recorded_anew_from_the_spool(tiny, store):
     for file in store.path.glob("mlflow.db*"):
         file.unlink()
     # Another process: this one has the old database open.
-    command = [sys.executable, "-m", "flows.cli", "sweep", str(path), "--store", str(store.path)]
-    out = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
-    again = json.loads(out)
+    again = json.loads(forked.run("sweep", path, "--store", store.path, "--json").stdout)
     assert not again["reused"]
     assert again["cells_reused"] == len(again["cells"])
     assert again["decision"]["digest"] == first["decision"]["digest"]
-    show = [sys.executable, "-m", "flows.cli", "show", "--store", str(store.path), "--json"]
-    shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout
-    assert json.loads(shown)["run_id"] == again["run_id"]
+    shown = json.loads(forked.run("show", "--store", store.path, "--json").stdout)
+    assert shown["run_id"] == again["run_id"]
 
 
 def test_a_damaged_record_is_done_again(tiny, store):

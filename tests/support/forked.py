@@ -5,8 +5,11 @@ shares no state with the next. Only the seconds of imports are paid once.
 """
 
 import atexit
+import importlib
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,19 +20,24 @@ from waiting import LIMIT
 
 CLEAN = ("MLFLOW", "PREFECT", "AWS", "HALFSTEP")
 """Beginnings of variables that a test sets itself, or not at all."""
+IMPORTED = ("audit.lookup", "audit.report", "audit.trail", "audit.verify", "flows.launch",
+            "flows.show", "sklearn", "datasets", "torch._dynamo")  # fmt: skip
+"""Not Prefect: it reads its settings when it is imported."""
+
+
+def _clean():
+    return {k: v for k, v in os.environ.items() if not k.startswith(CLEAN)}
 
 
 class Forked:
     """One command, as `subprocess.Popen` shows a process. What it prints goes to files."""
 
-    def __init__(self, arguments, environment, cwd=None):
-        self._folder = tempfile.TemporaryDirectory()
-        out, err = (Path(self._folder.name, name) for name in ("out", "err"))
+    def __init__(self, arguments, environment=None, cwd=None):
+        out, err = _template().files()
         self.stdout, self.stderr = (_Reader(path) for path in (out, err))
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(CLEAN)}
         self.pid = _template().fork(
             [str(argument) for argument in arguments],
-            {**clean, **environment},
+            {**_clean(), **(environment or {})},
             str(cwd or Path.cwd()),
             str(out),
             str(err),
@@ -81,11 +89,18 @@ class _Template:
         self._changed = threading.Condition()
         self._asking = threading.Lock()
         self._forked = []
+        self._folder, self._numbers = Path(tempfile.mkdtemp()), itertools.count()
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, __file__], env=_clean(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
         atexit.register(self.close)
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def files(self):
+        """Where a command may print to."""
+        number = next(self._numbers)
+        return self._folder / f"{number}.out", self._folder / f"{number}.err"
 
     def fork(self, *request):
         with self._asking, self._changed:
@@ -114,6 +129,7 @@ class _Template:
     def close(self):
         self._process.stdin.close()
         self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 _MADE = []
@@ -133,13 +149,11 @@ def serve():
     import torch
 
     torch.set_num_threads(1)  # threads do not survive a fork
-    import audit.lookup
-    import audit.report
-    import audit.trail
-    import audit.verify
-    import flows.launch
-    import flows.show
-    from flows.cli import main
+    before = set(os.environ)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    added = {k: v for k, v in os.environ.items() if k not in before}  # what imports set
+    main = importlib.import_module("flows.cli").main
 
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -176,17 +190,17 @@ def serve():
                 continue
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return _become(main, *json.loads(line))
+            return _become(main, added, *json.loads(line))
 
 
-def _become(main, arguments, environment, cwd, out, err):
+def _become(main, added, arguments, environment, cwd, out, err):
     """The command, in this process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**added, **environment})
     os.chdir(cwd)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = ["halfstep", *arguments]
