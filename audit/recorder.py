@@ -74,8 +74,12 @@ class Recorder:
         """The parent run. Comes first."""
 
         def project(trail: Trail) -> None:
-            self._parent = trail.run(record, folder)
+            # Nothing is written to a run before it is known that nobody else writes to it.
+            self._parent = claimed = trail.begin(record)
             self._claim(trail, f"{record.kind}:{record.key}")
+            self._parent = trail.run(record, folder)
+            if self._parent != claimed and not self._store.embedded:
+                trail.beat(self._parent, self._store.writer())
             trail.datasets(self._parent, splits)
             self.run_ids[record.key] = self._parent
 

@@ -247,40 +247,51 @@ class Trail:
                 return {"run_id": run.info.run_id, **{n: tags[PREFIX + n] for n in names}}
         return None
 
-    def run(self, record: Record, folder: Path, parent: str | None = None) -> str:
-        """The run of a record: made if it is not there, complete in either case. Returns its id."""
-        key = f"{record.kind}:{record.key}"
-        tags = {
-            PREFIX + "record": key,
-            PREFIX + "sweep_id": self._sweep_id,
-            PREFIX + "kind": record.kind,
-            **{PREFIX + name: value for name, value in record.tags.items()},
-        }
-        if parent:
-            tags[PARENT] = parent
-        run = self._known.get(key)
-        if run is None:
-            run = self._client.create_run(
+    def begin(self, record: Record, parent: str | None = None) -> str:
+        """The run of a record: made if it is not there, and left alone if it is. Returns its id."""
+        key = _key(record)
+        if key not in self._known:
+            self._known[key] = self._client.create_run(
                 self._experiment_id,
-                start_time=round(record.started * 1000),
-                tags=tags,
+                start_time=_started(record),
+                tags=self._tags(record, parent),
                 run_name=record.name,
             )
-            self._known[key] = run
-        elif run.info.status == "KILLED":
-            self._client.update_run(run.info.run_id, "RUNNING")
-        run_id: str = run.info.run_id
+        return str(self._known[key].info.run_id)
+
+    def run(self, record: Record, folder: Path, parent: str | None = None) -> str:
+        """The run of a record, complete. Returns its id.
+
+        A run of the same work that another machine began and did not end is set aside: its times
+        are not this record's, and its evidence would hold neither machine's.
+        """
+        found = self._known.get(_key(record))
+        if found is not None and found.info.start_time != _started(record):
+            self._client.delete_run(found.info.run_id)
+            del self._known[_key(record)]
+        elif found is not None and found.info.status == "KILLED":
+            self._client.update_run(found.info.run_id, "RUNNING")
+        run_id = self.begin(record, parent)
         self._written[run_id] = Snapshot(
             run_id,
             self._experiment_id,
             record.name,
             "RUNNING",
-            round(record.started * 1000),
+            _started(record),
             None,
-            tags={**tags, RUN_NAME: record.name},
+            tags={**self._tags(record, parent), RUN_NAME: record.name},
         )
         self.add(run_id, record, folder)
         return run_id
+
+    def _tags(self, record: Record, parent: str | None) -> dict[str, str]:
+        tags = {
+            PREFIX + "record": _key(record),
+            PREFIX + "sweep_id": self._sweep_id,
+            PREFIX + "kind": record.kind,
+            **{PREFIX + name: value for name, value in record.tags.items()},
+        }
+        return tags | ({PARENT: parent} if parent else {})
 
     def add(self, run_id: str, record: Record, folder: Path) -> None:
         """Logs a record's params, metrics, tags and files on a run that exists."""
@@ -424,6 +435,15 @@ class Trail:
 
     def _search(self, query: str) -> list[Run]:
         return search_all(self._client, [self._experiment_id], query)
+
+
+def _key(record: Record) -> str:
+    return f"{record.kind}:{record.key}"
+
+
+def _started(record: Record) -> int:
+    """Milliseconds since the epoch."""
+    return round(record.started * 1000)
 
 
 def written_elsewhere(store: Store, host: str) -> UserError:

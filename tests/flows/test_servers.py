@@ -77,7 +77,7 @@ def start(*arguments, settings):
 def run(*arguments, settings, code=0):
     process = start(*arguments, settings=settings)
     out, err = process.communicate()
-    assert process.returncode == code, err
+    assert process.returncode == code, out + err
     return out, err
 
 
@@ -368,6 +368,23 @@ def test_the_same_sweep_from_two_machines_at_once(team, on_server, tmp_path):
     assert again["decision"] == json.loads(ended[1 - lost][0])["decision"]
     assert only_once("twice") == RUNS
     intact(stores[lost], mlflow_of(team), again["sweep_id"])
+
+
+def test_a_sweep_that_was_ended_on_one_machine_goes_on_on_another(team, on_server, tmp_path):
+    """The other has none of its records: what it measured stands in the trail once, and whole."""
+    config, settings = many_cells(tmp_path, "moved"), mlflow_of(team)
+    first = start("sweep", config, "--store", tmp_path / "one", settings=settings)
+    until(lambda: recorded(MlflowClient(team.mlflow.address), "moved") >= 4, first)
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    assert first.returncode == 143
+    found = sweep(config, tmp_path / "two", settings)
+    assert found["decision"]["verdict"] == "accept"
+    assert only_once("moved") == RUNS
+    intact(tmp_path / "two", settings, found["sweep_id"])
+    there = sweep(config, tmp_path / "one", settings)
+    assert there["run_id"] == found["run_id"]
+    assert only_once("moved") == RUNS
 
 
 def test_a_prefect_server_that_is_restarted(team, on_server, tmp_path):
