@@ -76,7 +76,7 @@ class Recorder:
         def project(trail: Trail) -> None:
             # Nothing is written to a run before it is known that nobody else writes to it.
             self._parent = claimed = trail.begin(record)
-            self._claim(trail, f"{record.kind}:{record.key}")
+            self._claim(trail, record.identity)
             self._parent = trail.run(record, folder)
             if self._parent != claimed and not self._store.embedded:
                 trail.beat(self._parent, self._store.writer())

@@ -41,6 +41,11 @@ class Record:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file, by its name below ``files/``."""
 
+    @property
+    def identity(self) -> str:
+        """What its run is found by in the trail."""
+        return f"{self.kind}:{self.key}"
+
 
 def commit(folder: Path, record: Record, files: Mapping[str, bytes]) -> Record:
     """Writes a record with its files to ``folder`` by one atomic rename; returns it as written.

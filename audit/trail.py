@@ -249,7 +249,7 @@ class Trail:
 
     def begin(self, record: Record, parent: str | None = None) -> str:
         """The run of a record: made if it is not there, and left alone if it is. Returns its id."""
-        key = _key(record)
+        key = record.identity
         if key not in self._known:
             self._known[key] = self._client.create_run(
                 self._experiment_id,
@@ -265,10 +265,10 @@ class Trail:
         A run of the same work that another machine began and did not end is set aside: its times
         are not this record's, and its evidence would hold neither machine's.
         """
-        found = self._known.get(_key(record))
+        found = self._known.get(record.identity)
         if found is not None and found.info.start_time != _started(record):
             self._client.delete_run(found.info.run_id)
-            del self._known[_key(record)]
+            del self._known[record.identity]
         elif found is not None and found.info.status == "KILLED":
             self._client.update_run(found.info.run_id, "RUNNING")
         run_id = self.begin(record, parent)
@@ -286,7 +286,7 @@ class Trail:
 
     def _tags(self, record: Record, parent: str | None) -> dict[str, str]:
         tags = {
-            PREFIX + "record": _key(record),
+            PREFIX + "record": record.identity,
             PREFIX + "sweep_id": self._sweep_id,
             PREFIX + "kind": record.kind,
             **{PREFIX + name: value for name, value in record.tags.items()},
@@ -435,10 +435,6 @@ class Trail:
 
     def _search(self, query: str) -> list[Run]:
         return search_all(self._client, [self._experiment_id], query)
-
-
-def _key(record: Record) -> str:
-    return f"{record.kind}:{record.key}"
 
 
 def _started(record: Record) -> int:

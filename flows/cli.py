@@ -310,7 +310,7 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _collect_seldom() -> None:
+def collect_seldom() -> None:
     """What MLflow and torch bring stays until the end. By default the collector looks through it
     again and again while it is imported, and once more at the exit: a third of `halfstep list`."""
     gc.set_threshold(50_000, 20, 20)
@@ -319,7 +319,7 @@ def _collect_seldom() -> None:
 
 def main() -> None:
     """Entry point: user errors end with one message and exit code 2."""
-    _collect_seldom()
+    collect_seldom()
     listen()
     try:
         app()

@@ -1,6 +1,5 @@
 """Shared by all tests: quiet tools, no configured servers, and a tiny real sweep."""
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -11,10 +10,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 from tests_config import TINY
 
+from flows.cli import collect_seldom
+
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HALFSTEP_STORE"):
     os.environ.pop(name, None)
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-gc.set_threshold(50_000, 20, 20)  # as `flows.cli` does, and why
+collect_seldom()
 
 LONGEST_FIRST = ("test_servers", "test_faults", "test_shipped", "test_resume", "test_verify",
                  "test_runners", "test_cli", "test_interrupted", "test_watch")  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 from forked import Forked
 from mlflow.tracking import MlflowClient
 from recorded import small_config, small_sweep
+from waiting import until
 
 from audit import spool
 from audit.outage import passes, patience
@@ -180,9 +181,9 @@ def test_sigterm_finishes_the_record_and_says_how_to_go_on(tmp_path, store):
 
     config = small_config(tmp_path, many)
     process = Forked(["sweep", config, "--store", store.path])
-    while len(list(store.spool.glob("*/cell/[!.]*/record.json"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.002)
+    until(
+        lambda: len(list(store.spool.glob("*/cell/[!.]*/record.json"))) >= 3, process, pause=0.002
+    )
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143, err

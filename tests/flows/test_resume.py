@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections import Counter
 
 import pytest
@@ -122,9 +121,7 @@ def test_killed_again_and_again(tiny, store, whole):
 def test_two_at_once_on_one_store(tiny, store):
     path = tiny()
     first = start(path, store)
-    while not (store.path / ".lock-holder").exists():
-        assert first.poll() is None
-        time.sleep(0.002)
+    until((store.path / ".lock-holder").exists, first, pause=0.002)
     os.kill(first.pid, signal.SIGSTOP)
     try:
         second = start(path, store)

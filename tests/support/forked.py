@@ -95,7 +95,8 @@ class _Template:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         atexit.register(self.close)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def files(self):
         """Where a command may print to."""
@@ -129,6 +130,8 @@ class _Template:
     def close(self):
         self._process.stdin.close()
         self._process.wait()
+        self._listener.join()
+        self._process.stdout.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
