@@ -1,6 +1,7 @@
 """Faults, injected one by one: nothing is lost, nothing stands twice, the decision is the same."""
 
 import errno
+import itertools
 import json
 import random
 import shutil
@@ -63,8 +64,10 @@ def test_sixty_random_kill_points(tmp_path):
     started = time.monotonic()
     swept(config, tmp_path / "timed")
     seconds = time.monotonic() - started
-    while killed < KILL_POINTS:
-        store = Store(tmp_path / f"chain-{killed}")
+    for chain in itertools.count():
+        if killed >= KILL_POINTS:
+            break
+        store = Store(tmp_path / f"chain-{chain}")  # MLflow keeps a database's engine by its path
         shutil.copytree(tmp_path / "timed" / "cache", store.path / "cache")
         for _ in range(KILLS_A_CHAIN):
             process = Forked(["sweep", config, "--store", store.path])
