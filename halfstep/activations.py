@@ -37,11 +37,18 @@ class StaticQuantizer:
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Fake-quantizes ``x``, into ``out`` where one is given."""
-        fmt = self.qparams.format
+        return scale_back_(self.to_grid(x, out), self.scale, self.qparams.format)
+
+    def to_grid(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The grid points (float32) that stand for ``x``: for uniform formats the codes less their
+        zero point."""
         # Times one is a copy: formats that are only cast have scale 1.
         u = torch.mul(x, self._inverse, out=out)  # type: ignore[attr-defined]
-        fmt.round_(u, self._lower, self._upper)  # type: ignore[attr-defined]
-        return scale_back_(u, self._scale, fmt)  # type: ignore[attr-defined]
+        return self.qparams.format.round_(u, self._lower, self._upper)  # type: ignore[attr-defined]
+
+    @property
+    def scale(self) -> float:
+        return self._scale  # type: ignore[attr-defined, no-any-return]
 
     def same_as(self, other: StaticQuantizer) -> bool:
         """True where both give the same numbers: equal format, scale and zero point."""

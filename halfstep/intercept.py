@@ -13,7 +13,7 @@ operation has more than one activation, each is named by its role (``attn.matmul
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -177,21 +177,42 @@ class Interception(TorchFunctionMode):
         weight = next(filter(None, weights), [])
         name = self.operation(kind, weight)
         with self.measuring(name, kind):
-            changed = list(args)
-            for argument, x, own in zip(arguments, operands, weights, strict=True):
-                if own:
-                    self.see_weight(own[0], x, lambda a=argument, x=x: a.layout(x, read))  # type: ignore[misc]
-                    continue
-                alone = bool(weight) or argument.operand.role == "input"
-                site = name if alone else f"{name}.{argument.operand.role}"
-                replaced = self.visit(site, argument.operand.of(x.dim()), x)
-                if replaced is x:
-                    continue
-                if argument.index < len(args):
-                    changed[argument.index] = replaced
-                else:
-                    kwargs = kwargs | {argument.name: replaced}
-            return func(*changed, **kwargs)
+            return self.multiply(name, func, arguments, operands, weights, args, kwargs)
+
+    def multiply(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        arguments: tuple[Argument, ...],
+        operands: Sequence[Tensor],
+        weights: Sequence[list[str]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Runs the product of some name, its activations as the visitor has them.
+
+        ``operands`` stand in the ``arguments``; ``weights`` are every name of each that is one.
+        """
+        changed = list(args)
+        has_weight = any(weights)
+        for argument, x, own in zip(arguments, operands, weights, strict=True):
+            if own:
+                self.see_weight(
+                    own[0],
+                    x,
+                    lambda a=argument, x=x: a.layout(x, self.read),  # type: ignore[misc]
+                )
+                continue
+            alone = has_weight or argument.operand.role == "input"
+            site = name if alone else f"{name}.{argument.operand.role}"
+            replaced = self.visit(site, argument.operand.of(x.dim()), x)
+            if replaced is x:
+                continue
+            if argument.index < len(args):
+                changed[argument.index] = replaced
+            else:
+                kwargs = kwargs | {argument.name: replaced}
+        return func(*changed, **kwargs)
 
     def measuring(self, name: str, kind: str) -> Any:
         """A context around one operation; the survey counts in it."""

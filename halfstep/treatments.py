@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from halfstep.certificate import Certificate, certify
 from halfstep.corrections import BiasCorrection, Correction, CrossLayerEqualization, SmoothQuant
 from halfstep.digest import digest_json, digest_tensors
 from halfstep.granularity import PerPosition
+from halfstep.integer import Integers, Proof
 from halfstep.layout import Layout
 from halfstep.moments import Moments, gather
 from halfstep.observation import Observation
@@ -91,10 +93,11 @@ class Treatments:
         ] = {}
         self._certificates: dict[object, Certificate] = {}
         self._made: dict[Scheme, Treatment] = {}
+        self._integers: Integers | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Without what was made for schemes: a worker makes it, or gets the weights by `adopt`."""
-        left = ("_weights", "_activations", "_certificates", "_made", "_shelf")
+        left = ("_weights", "_activations", "_certificates", "_made", "_integers", "_shelf")
         return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __setstate__(self, state: Mapping[str, object]) -> None:
@@ -202,6 +205,24 @@ class Treatments:
                 self._certificates[keys[certificate.site]] = certificate
         found += [self._certificates[key] for key in keys.values() if key in self._certificates]
         return tuple(found)
+
+    @property
+    def integers(self) -> Integers:
+        """Integer products, with what this machine runs them by."""
+        if self._integers is None:
+            self._integers = Integers()
+        return self._integers
+
+    def proofs(self, scheme: Scheme) -> tuple[Proof, ...]:
+        """The scheme's integer products, each computed in both ways on the probe."""
+        return self.integers.prove(self._model, self.for_scheme(scheme), self._probe)
+
+    @contextmanager
+    def applied(self, scheme: Scheme) -> Iterator[nn.Module]:
+        """The model under the scheme while open, with integer arithmetic where it qualifies."""
+        treatment, proofs = self.for_scheme(scheme), self.proofs(scheme)
+        with self.integers.applied(self._model, treatment, proofs) as model:
+            yield model
 
     def accumulators(self, scheme: Scheme) -> tuple[Accumulator, ...]:
         """Bounds on the int32 accumulators of the scheme's integer products."""

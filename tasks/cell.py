@@ -11,8 +11,8 @@ from audit.environment import private
 from audit.spool import Record
 from audit.store import SweepFolder
 from evaluators.stopping import EXAMPLE
+from halfstep import integer
 from halfstep.accumulators import overflowing
-from halfstep.apply import applied
 from halfstep.resources import bits_per_weight
 from halfstep.resources import resources as counted
 from halfstep.scheme import Scheme
@@ -103,11 +103,12 @@ def _evaluate_cell(
     treated = treatments.for_scheme(scheme)
     certificates = treatments.certificates(scheme)
     accumulators = treatments.accumulators(scheme)
+    proofs = treatments.proofs(scheme)
     prepared = timer.elapsed
     resources = counted(loaded.model, loaded.sites, scheme)
     batch, theirs, stop = loaded.plan.compute.batch_size, reference.outcomes, None
     watching = watch(loaded.plan, rules, resources, reference) if base.kind == "cell" else None
-    with applied(loaded.model, treated) as model:
+    with treatments.applied(scheme) as model:
         if watching is None:
             outcomes = rules.evaluator.run(model, examples, batch, progress, theirs)
             outcomes = described(outcomes, rules, examples)
@@ -128,9 +129,11 @@ def _evaluate_cell(
         "coverage": coverage_summary(loaded, scheme),
         "certificate": certificate_summary(certificates),
         "bits_per_weight": bits_per_weight(loaded.sites, scheme),
+        "arithmetic": integer.summary(treatments.integers.kernel, proofs),
         "notes": [
             *treated.notes,
             *overflowing(accumulators),
+            *integer.differing(proofs),
             *sorted({f"{c.site} {c.target}: {n}" for c in certificates for n in c.notes}),
         ],
         "seconds": {"prepare": prepared, "evaluate": evaluated - prepared},
@@ -156,6 +159,7 @@ def _evaluate_cell(
         "certificate.csv": encode.csv_bytes([certificate_row(c) for c in certificates]),
         "coverage.csv": encode.csv_bytes(coverage_rows(loaded, scheme)),
         "accumulators.csv": encode.csv_bytes([a.to_json() for a in accumulators]),
+        "arithmetic.csv": encode.csv_bytes([p.to_json() for p in proofs]),
         "corrections.csv": encode.csv_bytes(correction_rows(treated)),
         "qparams.safetensors": encode.safetensors_bytes(qparams_tensors(treated)),
         f"outcomes-{split}.parquet": encode.parquet_bytes(outcomes.columns),
