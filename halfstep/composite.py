@@ -72,7 +72,7 @@ def _written_out(
         scores = scores + attn_mask
     weights = torch.softmax(scores, -1)
     if attn_mask is not None:  # a query that may look at nothing gets nothing, as from torch
-        weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+        weights = weights.masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
     weights = torch.dropout(weights, dropout_p, dropout_p > 0)
     weights = mode.visit(f"{name}.probabilities", Operand("probabilities", -1), weights)
     return weights @ mode.visit(f"{name}.value", Operand("value", -2), value)

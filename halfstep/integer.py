@@ -122,17 +122,8 @@ class _Weight:
 
 def _weight(quantized: QuantizedWeight) -> _Weight | None:
     """A weight for integer products; None where it does not qualify."""
-    fmt, shape, scale = quantized.spec.format, quantized.values.shape, quantized.qparams.scale
-    whole = isinstance(fmt, Uniform) and fmt.symmetric and fmt.bits <= 8
-    if not whole or quantized.scaling is not None or len(quantized.rounded) != shape[0]:
-        return None
-    if scale.shape[1] != 1 or len(scale) not in (1, shape[0]):
-        return None
-    codes = quantized.codes().reshape(shape)
-    scale = scale.reshape(-1).expand(shape[0]).contiguous()
-    # Another operation may have read the weight another way round.
-    by_row = scale.reshape(-1, *[1] * (len(shape) - 1))
-    return _Weight(codes, scale) if torch.equal(codes * by_row + 0.0, quantized.values) else None
+    found = quantized.by_row() if quantized.spec.format.bits <= 8 else None
+    return _Weight(*found) if found is not None else None
 
 
 @dataclass(frozen=True, eq=False)

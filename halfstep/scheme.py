@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from halfstep.corrections import Correction
@@ -20,6 +20,8 @@ OWN_RULE = "block"
 KEEP: Literal["keep"] = "keep"
 """In an override: this side stays as the cell has it."""
 POSITIONS = ("first", "last")
+SIMULATED = "simulated"
+"""The backend that is halfstep's own arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,27 @@ class Scheme:
     overrides: tuple[Override, ...] = ()
     label: str = ""
     """What a scheme is called whose overrides make it what it is, instead of after its specs."""
+    backend: str = SIMULATED
+    """What runs it."""
 
     @property
     def name(self) -> str:
+        if self.deployed:
+            return f"{self.simulation.name} · {self.backend}"
         if self.label:
             return self.label
         plain = f"W {self.weights or 'fp32'} · A {self.activations or 'fp32'}"
         return " · ".join([plain, *filter(None, [" + ".join(map(str, self.corrections))])])
+
+    @property
+    def deployed(self) -> bool:
+        """True where a backend's own kernels run it."""
+        return self.backend != SIMULATED
+
+    @property
+    def simulation(self) -> Scheme:
+        """The same, simulated."""
+        return replace(self, backend=SIMULATED)
 
     @property
     def needs_sketches(self) -> bool:
@@ -174,6 +190,7 @@ class Scheme:
             "corrections": [correction.to_json() for correction in self.corrections],
             "overrides": [override.to_json() for override in self.overrides],
             **({"label": self.label} if self.label else {}),
+            **({"backend": self.backend} if self.deployed else {}),
         }
 
 

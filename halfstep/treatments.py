@@ -141,7 +141,8 @@ class Treatments:
             self._weights.setdefault(key, weight)
 
     def for_scheme(self, scheme: Scheme) -> Treatment:
-        """What the scheme does to the model."""
+        """What the scheme does to the model, whatever runs it."""
+        scheme = scheme.simulation
         if scheme not in self._made:
             self._made[scheme] = self._make(scheme)
         return self._made[scheme]

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfstep.calibrators import parse_calibrator
 from halfstep.corrections import AdaRound, Awq, Correction, Gptq
 from halfstep.corrections.awq import spread_over_rows
-from halfstep.formats import Format
+from halfstep.formats import Format, Uniform
 from halfstep.formats.sizes import SCALE_BITS
 from halfstep.granularity import (
     PerAxis,
@@ -62,6 +62,22 @@ class QuantizedWeight:
     def codes(self) -> Tensor:
         """The integer (or small float) codes of the matrix."""
         return quantize(self.rounded, self.broadcast())
+
+    def by_row(self) -> tuple[Tensor, Tensor] | None:
+        """Codes in the weight's own shape, and the scale (float32 ``[out]``) of each index of its
+        first axis: what integer kernels take. None where other scales are needed, or zero points,
+        or where a correction left the values off the grid."""
+        shape, scale = self.values.shape, self.qparams.scale
+        whole = isinstance(self.spec.format, Uniform) and self.spec.format.symmetric
+        if not whole or self.scaling is not None or len(self.rounded) != shape[0]:
+            return None
+        if scale.shape[1] != 1 or len(scale) not in (1, shape[0]):
+            return None
+        codes = self.codes().reshape(shape)
+        scale = scale.reshape(-1).expand(shape[0]).contiguous()
+        # An operation that reads the weight another way round has other rows.
+        column = scale.reshape(-1, *[1] * (len(shape) - 1))
+        return (codes, scale) if torch.equal(codes * column + 0.0, self.values) else None
 
 
 def packed_bits(shape: tuple[int, int], spec: Spec) -> int:
