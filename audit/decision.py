@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from audit.deployment import bought_lines
 from audit.note import MARKS, criterion_text, named, reference_text
 
 SHOWN = 40
@@ -14,7 +15,7 @@ SHOWN = 40
 
 def schema_bytes() -> bytes:
     """The JSON Schema of `decision.json`."""
-    return files("audit").joinpath("schemas/decision-3.json").read_bytes()
+    return files("audit").joinpath("schemas/decision-4.json").read_bytes()
 
 
 def decision_markdown(decided: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -33,6 +34,7 @@ def decision_markdown(decided: Mapping[str, Any], result: Mapping[str, Any]) -> 
         "",
         *_chosen(decided, result),
         "",
+        *_bought(decided),
         "## Criteria, declared before the first cell ran",
         "",
         *[f"- {named(t['name'], several)}{criterion_text(c)}"
@@ -92,6 +94,20 @@ def _chosen(decided: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         where = ", ".join([*override["names"], *override["kinds"], *override["positions"]])
         lines.append(f"- but {where}: " + ", ".join(f"{k} {v}" for k, v in sides.items()))
     return [lines[0], "", *lines[1:]]
+
+
+def _bought(decided: Mapping[str, Any]) -> list[str]:
+    """What was bought for what, and on which machine it runs."""
+    if not decided["bought"]:
+        return []
+    target = decided["target"]
+    lines = ["## What was bought for what", "", *bought_lines(decided["bought"]), ""]
+    if target is not None:
+        native = (
+            f"not natively: {target['why_simulated']}" if target["why_simulated"] else "natively"
+        )
+        lines += [f"Target: {target['name']} ({target['declared']}), which runs it {native}.", ""]
+    return lines
 
 
 def _margins(decided: Mapping[str, Any], several: bool) -> list[str]:

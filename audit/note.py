@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from audit.deployment import between, bought_lines
 from audit.spool import Record
 
 MARKS = {"accept": "ACCEPT", "reject": "REJECT", "inconclusive": "INCONCLUSIVE"}
@@ -56,6 +57,8 @@ def sweep_note(result: Mapping[str, Any], signed_off: Sequence[str] = ()) -> str
         lines += ["**Sites treated otherwise**", "", *[f"- {e}" for e in exceptions], ""]
     if several:
         lines += [*_task_table(result), ""]
+    if result["stages"].get("deployment"):
+        lines += ["**What was bought for what**", "", *bought_lines(decision["bought"]), ""]
     notes = [*result["notes"], *result["calibration"]["notes"], *determinism_notes(result)]
     lines += [f"> {note}\n" for note in notes]
     lines += [
@@ -174,6 +177,11 @@ def cell_note(cell: Mapping[str, Any]) -> str:
     if cell["stopped"]:
         stop = cell["stopped"]
         lines += [f"Stopped at {stop['examples']:,} of {stop['of']:,} examples: {stop['why']}.", ""]
+    if cell.get("measured"):
+        lines += ["Measured: " + ", ".join(f"{name} {between(found)}" for name, found
+                                           in cell["measured"].items()) + ".", ""]  # fmt: skip
+    if cell.get("arithmetic"):
+        lines += [_arithmetic_text(cell["arithmetic"]), ""]
     certificate, coverage = cell["certificate"], cell["coverage"]
     if certificate:
         lines.append(
@@ -193,6 +201,17 @@ def cell_note(cell: Mapping[str, Any]) -> str:
         )
     lines += ["", *[f"- {note}" for note in cell["notes"][:20]]]
     return "\n".join(lines)
+
+
+def _arithmetic_text(found: Mapping[str, Any]) -> str:
+    """How the integer products of a cell were computed."""
+    by = (
+        f"by float products of codes ({found['why_not']})"
+        if found["why_not"]
+        else f"{found['integer_operators']} of them by the processor's integer operators "
+        f"({found['kernel']}), which gave the same bits on {found['compared']:,} outputs"
+    )
+    return f"Arithmetic: {found['products']} products of integers, exact, {by}."
 
 
 def calibration_note(calibration: Mapping[str, Any]) -> str:

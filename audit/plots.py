@@ -83,6 +83,55 @@ def error_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> by
     return _png(figure, axes)
 
 
+def quality_against_resource(
+    result: Mapping[str, Any], task: Mapping[str, Any], resource: str
+) -> bytes:
+    """The headline metric of the reference and of every deployed cell against what was measured of
+    them, with the bounds of the measurement; the line is the Pareto front."""
+    headline = task["headline"]
+    told = result["stages"]["deployment"]["timing"]["contenders"]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    points = []
+    for cell in result["cells"]:
+        found = cell["measured"].get(resource)
+        if cell["task"] == task["name"] and found and headline in cell["metrics"]:
+            colour, shape = STYLES[cell["verdict"]]
+            y = cell["metrics"][headline]
+            _measured(axes, found, y, colour, shape, f"{cell['backend']}, {cell['verdict']}")
+            points.append((found["value"], y))
+            if cell["name"] == result["decision"]["cell"]:
+                axes.scatter(found["value"], y, s=220, facecolors="none", edgecolors="black",
+                             lw=1.5, label="decision")  # fmt: skip
+    reference = task["reference"]["selection"]
+    base = reference["measured"].get(resource)
+    if base:
+        y = reference["metrics"][headline]
+        _measured(axes, base, y, "black", "D", "reference (fp32)")
+        points.append((base["value"], y))
+    better = max if task["higher_is_better"] else min
+    front = []
+    for x, y in sorted(points):
+        if not front or better(y, front[-1][1]) != front[-1][1]:
+            front.append((x, y))
+    axes.plot(*zip(*front, strict=True), color="black", lw=1, drawstyle="steps-post", zorder=1)
+    axes.set_xlabel(f"{resource} (less is better; bounds at 95 %)")
+    axes.set_ylabel(f"{headline} on selection")
+    axes.set_title(f"{task['name']}: {headline} against {resource}, {len(told)} contenders")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(*zip(*dict(zip(labels, zip(handles, labels, strict=True), strict=True)).values(),
+                     strict=True), fontsize=8)  # fmt: skip
+    return _png(figure, axes)
+
+
+def _measured(
+    axes: Axes, found: Mapping[str, float], y: float, colour: str, shape: str, label: str
+) -> None:
+    reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+    axes.errorbar(found["value"], y, xerr=reach, fmt=shape, color=colour, ms=7, capsize=3,
+                  label=label)  # fmt: skip
+
+
 def sqnr_by_site(certificates: Sequence[Mapping[str, str]], cell: str) -> bytes:
     """Signal over quantization noise at each site of one cell."""
     rows = [row for row in certificates if row["sqnr_db"] not in ("", None)]

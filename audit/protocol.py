@@ -48,7 +48,9 @@ def implementation(plugins: Sequence[str] = ()) -> dict[str, object]:
     """What else moves bits: our numeric code, the libraries under it, the machine's kind, and other
     packages whose plug-ins take part."""
     return {
-        "code": digest_code([ROOT / p for p in ("halfstep", "evaluators", "sources", "tasks")]),
+        "code": digest_code(
+            [ROOT / p for p in ("halfstep", "evaluators", "sources", "backends", "tasks")]
+        ),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -11,11 +11,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from audit.deployment import between, contenders, cost_text, missing, natively, truth
 from audit.heatmap import heat_map
 from audit.note import MARKS, criterion_text, named, reference_text, site_text
 from audit.plots import (
     error_against_bound,
     error_against_size,
+    quality_against_resource,
     quality_against_size,
     sensitivity_by_site,
     sqnr_by_site,
@@ -24,6 +26,10 @@ from audit.plots import (
 
 def read_csv(data: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(data.decode())))
+
+
+BOUGHT = ("latency_p50_ms", "artefact_bytes", "cost_per_million")
+"""What quality is plotted against where backends run cells."""
 
 
 def plots(
@@ -38,6 +44,12 @@ def plots(
         f"pareto-{_figure(task['name'], result)}": error_against_size(result, task)
         for task in result["tasks"]
     }
+    for task in result["tasks"]:
+        for name in BOUGHT:
+            if any(name in cell.get("measured", {}) for cell in result["cells"]):
+                figures[f"{name}-{_figure(task['name'], result)}"] = quality_against_resource(
+                    result, task, name
+                )
     if "sensitivity" in result["stages"]:
         figures["sensitivity"] = sensitivity_by_site(result["stages"]["sensitivity"])
     if certificates:
@@ -82,6 +94,13 @@ def report_html(
         named=named,
         reference_text=reference_text,
         site_text=site_text,
+        bought=BOUGHT,
+        between=between,
+        contenders=contenders,
+        cost_text=cost_text,
+        missing=missing,
+        natively=natively,
+        truth=truth,
     )
 
 
@@ -91,6 +110,8 @@ SECTIONS = (
     ("the-matrix", "The matrix"),
     ("mixed-precision", "Mixed precision"),
     ("sensitivity", "Sensitivity"),
+    ("deployment", "Deployment"),
+    ("bought", "What was bought for what"),
     ("certificate", "Certificate"),
     ("coverage", "Coverage"),
     ("calibration-data", "Calibration data"),
@@ -109,6 +130,8 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         "confirmation": bool(result["confirmation"]),
         "mixed-precision": "mixed" in result["stages"],
         "sensitivity": "sensitivity" in result["stages"],
+        "deployment": "deployment" in result["stages"],
+        "bought": bool(result["decision"]["bought"]),
     }
     return [section for section in SECTIONS if has.get(section[0], True)]
 

@@ -81,6 +81,8 @@ class Backend(Protocol):
     """One way to run a scheme for real."""
 
     name: ClassVar[str]
+    full_precision: ClassVar[str]
+    """Why a product of codes may run at full precision all the same."""
 
     def version(self) -> str:
         """Of the package that runs it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backends.latency import Interval, Timed
+from backends.latency import Timed
+from halfstep.interval import Interval
 
 MILLION = 1_000_000
 

@@ -16,6 +16,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
+from halfstep.interval import Interval
+
 CONFIDENCE = 0.99
 """At which a percentile must be bounded before it is told."""
 TOLD = 0.95
@@ -26,18 +28,6 @@ TRUNCATED = 0.5
 MSER_BATCH = 5
 SHIFTED = 0.05
 """A change of the median by less than this share is not worth a note."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measured number and its bounds, each at a one-sided confidence of 95 %."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @lru_cache

@@ -64,6 +64,9 @@ class OnnxRuntime:
     """The backend ``onnxruntime``."""
 
     name: ClassVar[str] = "onnxruntime"
+    full_precision: ClassVar[str] = (
+        "its convolution and 2-D product take codes only where their result is quantized too"
+    )
 
     def version(self) -> str:
         return str(onnxruntime.__version__)

@@ -23,6 +23,7 @@ class OpenVino:
     """The backend ``openvino``."""
 
     name: ClassVar[str] = "openvino"
+    full_precision: ClassVar[str] = "it multiplies codes where one side is a constant weight"
 
     def version(self) -> str:
         return str(openvino.__version__)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evaluators.contrast import ALONE, RELATIVE
 from evaluators.criterion import FOR_HIGHER, MAX_RATIO, Criterion
 from evaluators.metric import Evidence, Metric, Outcomes
 from evaluators.slices import slices
 from evaluators.stopping import EXAMPLE, Stop
+from halfstep.interval import Interval
 
 ACCEPT, REJECT, INCONCLUSIVE = "accept", "reject", "inconclusive"
 
@@ -24,6 +25,9 @@ class Candidate:
     resources: Mapping[str, float]
     stopped: Stop | None = None
     """Where its verdict was certain before all examples were seen."""
+    measured: Mapping[str, Interval] = field(default_factory=dict)
+    """Resources that were measured; none where no backend runs it: then criteria of these are not
+    asked."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,19 @@ class Finding:
     """How many cells Holm's correction weighed this one against."""
     slices: tuple[Part, ...] = ()
     """One a slice, the one that decides first; none where the criterion is over all examples."""
+    measured: Interval | None = None
+    """Of a measured resource: the value, or its ratio to the reference's, between bounds."""
+    note: str = ""
+    """Why a resource could not be judged."""
 
     @property
     def reason(self) -> str:
         """One sentence for people."""
         rule = self.criterion
+        if self.note:
+            return self.note
+        if rule.measured:
+            return self._measured_text()
         if rule.counted:
             word = "within" if self.verdict == ACCEPT else "over"
             if rule.limit == MAX_RATIO:
@@ -109,6 +121,14 @@ class Finding:
                 else ", and more examples like these would not settle it"
             )
         return text
+
+    def _measured_text(self) -> str:
+        rule, found = self.criterion, self.measured
+        assert found is not None
+        word = {ACCEPT: "within", REJECT: "over", INCONCLUSIVE: "not surely within"}[self.verdict]
+        of = " of the reference" if rule.limit == MAX_RATIO else ""
+        spread = f" ({found.low:,.4g} to {found.high:,.4g})" if found.low < found.high else ""
+        return f"{rule.metric} is {found.value:,.4g}{spread}{of}: {word} {rule.margin:,.4g}"
 
     def _loss_text(self, bound: float | None) -> str:
         """The loss, its bound and the limit."""
@@ -150,6 +170,7 @@ class Finding:
             "weighed_against": self.weighed_against,
             "reason": self.reason,
             **({"slices": [part.to_json() for part in self.slices]} if self.slices else {}),
+            **({"measured": self.measured.to_json()} if self.measured else {}),
         }
 
 
@@ -204,9 +225,12 @@ def judge(trials: Sequence[Trial]) -> dict[str, dict[str, Judgement]]:
     for trial in trials:
         counted = {
             c.name: [
-                _count(c.resources, trial.reference.resources, r)
+                _measure(c, trial.reference, r)
+                if r.measured
+                else _count(c.resources, trial.reference.resources, r)
                 for r in trial.criteria
-                if r.counted
+                # What is measured of deployed cells alone is not asked of a simulation.
+                if r.counted and (c.measured or not r.measured)
             ]
             for c in trial.cells
         }
@@ -218,7 +242,7 @@ def judge(trials: Sequence[Trial]) -> dict[str, dict[str, Judgement]]:
             c
             for c in trial.cells
             if not _too_many_unscored(c, trial)
-            and all(finding.verdict == ACCEPT for finding in counted[c.name])
+            and not any(finding.verdict == REJECT for finding in counted[c.name])
         ]
         columns = [_test(left, trial, r) for r in trial.criteria if not r.counted]
         for i, cell in enumerate(left):
@@ -230,6 +254,8 @@ def judge(trials: Sequence[Trial]) -> dict[str, dict[str, Judgement]]:
     )
     for (name, cell, counts, row), up, down in zip(family, accepting, rejecting, strict=True):
         verdict = ACCEPT if up.ratio <= 1 else REJECT if down.ratio <= 1 else INCONCLUSIVE
+        if verdict == ACCEPT and any(finding.verdict != ACCEPT for finding in counts):
+            verdict = INCONCLUSIVE
         findings = (*(_settle(t, verdict, up, down, len(row)) for t in row), *counts)
         reasons = tuple(f.reason for f in findings if f.verdict == verdict)
         judgements[name][cell.name] = Judgement(verdict, findings, reasons)
@@ -276,7 +302,11 @@ def ruled_out(
     resources: Mapping[str, float], reference: Mapping[str, float], criteria: Sequence[Criterion]
 ) -> str:
     """Which counted criterion a cell fails whatever it shows; empty where none."""
-    found = [_count(resources, reference, rule) for rule in criteria if rule.counted]
+    found = [
+        _count(resources, reference, rule)
+        for rule in criteria
+        if rule.counted and not rule.measured
+    ]
     return "; ".join(finding.reason for finding in found if finding.verdict == REJECT)
 
 
@@ -286,6 +316,24 @@ def _count(
     value, base = resources[rule.metric], reference[rule.metric]
     most = rule.margin * base if rule.limit == MAX_RATIO else rule.margin
     return Finding(rule, ACCEPT if value <= most else REJECT, base, value, value / base)
+
+
+def _measure(cell: Candidate, reference: Candidate, rule: Criterion) -> Finding:
+    """A measured resource against its limit: three-valued, because it lies between bounds."""
+    found, base = cell.measured.get(rule.metric), reference.measured.get(rule.metric)
+    if found is None or (rule.limit == MAX_RATIO and base is None):
+        note = f"{rule.metric} could not be measured; the deployment's notes say why"
+        return Finding(rule, INCONCLUSIVE, 0.0, 0.0, 0.0, note=note)
+    value, reference_value = found.value, base.value if base else 0.0
+    if rule.limit == MAX_RATIO:
+        assert base is not None
+        found = Interval(value / base.value, found.low / base.high, found.high / base.low)
+    verdict = INCONCLUSIVE
+    if found.high <= rule.margin:
+        verdict = ACCEPT
+    elif found.low > rule.margin:
+        verdict = REJECT
+    return Finding(rule, verdict, reference_value, value, found.value, measured=found)
 
 
 def _test(cells: Sequence[Candidate], trial: Trial, rule: Criterion) -> list[Tested]:

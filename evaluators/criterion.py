@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from evaluators.contrast import ALONE, DIFFERENCE, RELATIVE
 
-RESOURCES = ("weight_bytes", "bit_operations")
-"""What a criterion or the objective may name beside metrics: counted from shapes, so not tested."""
+COUNTED = ("weight_bytes", "bit_operations")
+"""Resources that follow from shapes, and so are known of every cell."""
+MEASURED = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_p99.9_ms",
+            "seconds_per_example", "artefact_bytes", "resident_bytes", "peak_activation_bytes",
+            "cost_per_million", "joules_per_million", "simulation_gap")  # fmt: skip
+"""Resources of cells that a backend runs, measured between bounds."""
+RESOURCES = (*COUNTED, *MEASURED)
+"""What a criterion or the objective may name beside metrics: less is better, for each."""
 
 MAX_RATIO = "max_ratio"
 KINDS = {
@@ -48,7 +54,13 @@ class Criterion:
 
     @property
     def counted(self) -> bool:
+        """True for a limit of a resource, which no test over examples decides."""
         return self.metric in RESOURCES
+
+    @property
+    def measured(self) -> bool:
+        """True where only a deployed cell can keep it."""
+        return self.metric in MEASURED
 
     @property
     def kind(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit import encode, environment, spool
 from audit.decision import decision_markdown, schema_bytes
+from audit.deployment import deployment_note
 from audit.note import calibration_note, cell_note, mixed_note, sensitivity_note, sweep_note
 from audit.recorder import Recorder
 from audit.spool import Record
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     from audit.trail import Trail
 
 Cells = Sequence[tuple[Scheme, Evaluations]]
-STAGE_NOTES = {"mixed": mixed_note, "sensitivity": sensitivity_note}
+STAGE_NOTES = {
+    "mixed": mixed_note,
+    "sensitivity": sensitivity_note,
+    "deployment": deployment_note,
+}
 
 
 def close(
@@ -47,7 +52,7 @@ def close(
 ) -> dict[str, Any]:
     """Commits the decision, closes every run, enters the ledger, and leaves the result where a
     rerun finds it."""
-    decided = decision_json(loaded, decision, cells, confirmed)
+    decided = decision_json(loaded, decision, cells, confirmed, references["selection"])
     result = result_json(
         loaded, decision, decided, references, cells, confirmed, calibration, extra, folder
     )
@@ -167,6 +172,8 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             "weight_bytes": cell["weight_bytes"],
             "bit_operations": cell["resources"].get("bit_operations"),
             "dominated": cell["dominated"],
+            "backend": cell["backend"],
+            "latency_p50_ms": cell["measured"].get("latency_p50_ms", {}).get("value"),
             "examples": cell["stopped"]["examples"] if cell["stopped"] else None,
             "reasons": "; ".join(cell["reasons"]),
         }

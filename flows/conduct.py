@@ -17,13 +17,14 @@ from audit.store import SWEEP_ID, Store, SweepFolder
 from audit.termination import finishing
 from flows.clock import Clock
 from flows.closing import close, shown_cell
-from flows.crew import Alone, Crew
+from flows.crew import Alone, Crew, References
 from flows.logs import bound, log
 from flows.opening import open_sweep
 from flows.progress import reporter
 from halfstep.errors import first_line
 from halfstep.scheme import Scheme
 from tasks.data import Data
+from tasks.deployment import reference_measured, with_measured
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
 from tasks.plan import Plan
@@ -42,6 +43,7 @@ def conduct(
     crew: Crew | None = None,
     issuer: Issuer = NOBODY,
     registry: Store | None = None,
+    times: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs a sweep, or what is left of it, and returns its result (see `flows.result`).
 
@@ -49,6 +51,7 @@ def conduct(
         crew: who evaluates; this process by itself where nobody is named.
         issuer: who answers for the decision, and the key that signs it.
         registry: the tracking store that a subject may come from; ``store`` by default.
+        times: what timing came to in a sweep that is reproduced.
 
     Raises:
         UserError: config, model, data or store are at fault.
@@ -78,7 +81,7 @@ def conduct(
                 log("sweep.started", subject=loaded.subject.digest, cells=plan.cells)
                 result = _sweep(
                     loaded, config_text, environ, folder, recorder, steps, crew or Alone(steps),
-                    clock,
+                    clock, times,
                 )  # fmt: skip
                 log_end(result)
                 return result
@@ -100,6 +103,7 @@ def _sweep(
     steps: Steps,
     crew: Crew,
     clock: Clock,
+    times: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     plan, report = loaded.plan, reporter()
     report.expect(planned_examples(loaded))
@@ -120,7 +124,7 @@ def _sweep(
     wanted = [(task, split) for split in ("selection", "confirmation") for task in names]
     found = recorded(crew.references(loaded, wanted, folder, report), "reference")
     measured = dict(zip(wanted, found, strict=True))
-    references = {
+    references: References = {
         split: {task: measured[task, split] for task in names}
         for split in ("selection", "confirmation")
     }
@@ -146,6 +150,17 @@ def _sweep(
         extra.append(record)
         schemes += [scheme for scheme in found if scheme not in schemes]
     cells = list(zip(schemes, run(schemes, "selection", "cells"), strict=True))
+    deployed = None
+    if plan.deploys:
+        with clock.work("deployment"):
+            deployed, place = steps.deploy(
+                loaded, calibrated.treatments, cells, folder, report.say, times
+            )
+        recorder.child(deployed, place)
+        extra.append(deployed)
+        detail = deployed.detail
+        cells = [(scheme, with_measured(detail, scheme, done)) for scheme, done in cells]
+        references = {s: reference_measured(detail, done) for s, done in references.items()}
     report.say("judging")
     with clock.work("decide"):
         judgements, chosen = steps.select(loaded, references["selection"], cells)
@@ -153,6 +168,8 @@ def _sweep(
     if chosen is not None:
         report.say(f"confirming {chosen.name}")
         (confirmed,) = run([chosen], "confirmation", "confirm")
+        if deployed is not None:
+            confirmed = dict(with_measured(deployed.detail, chosen, confirmed))
     with clock.work("decide"):
         decision = steps.conclude(loaded, judgements, chosen, references["confirmation"], confirmed)
     variant = None

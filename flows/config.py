@@ -16,11 +16,13 @@ from evaluators.criterion import (
     FOR_RESOURCES,
     KINDS,
     LIMITS,
+    MEASURED,
     PRESETS,
     RESOURCES,
     Criterion,
 )
 from flows import parse
+from flows.deployment import read_deployment
 from flows.matrix import read_overrides, schemes
 from flows.stages import read_mixed, read_sensitivity
 from halfstep.errors import UserError, allowed
@@ -32,7 +34,7 @@ from sources.transforms import Language
 from tasks.plan import EVALUATIONS, SPLITS, Compute, Named, Plan, SplitSpec, Task
 
 KEYS = ("name", "subject", "tasks", "matrix", "sites", "objective", "evaluation", "sensitivity",
-        "mixed_precision", "decision", "compute")  # fmt: skip
+        "mixed_precision", "deployment", "decision", "compute")  # fmt: skip
 FEWEST_CALIBRATION_SAMPLES = 16
 """Below this a range says more about the luck of the draw than about the data."""
 TASK_NAME = re.compile(r"[\w .-]+", re.ASCII)
@@ -65,6 +67,8 @@ def read_plan(path: Path) -> Plan:
     mixed = read_mixed(
         config.get("mixed_precision"), tasks[0].evaluated_by, (*overrides, *skipping(skip))
     )
+    deployment = read_deployment(config.get("deployment"), kept)
+    _check_measured(tasks, objective, deployment is not None)
     return Plan(
         name=name,
         taken_from=subject,
@@ -82,7 +86,25 @@ def read_plan(path: Path) -> Plan:
         expires_after_days=_expiry(config.get("decision", {})),
         sensitivity=read_sensitivity(config.get("sensitivity")),
         plugins=_plugins(subject, tasks, (*kept, *(mixed.uniform if mixed else ()))),
+        deployment=deployment,
     )
+
+
+def _check_measured(tasks: Sequence[Task], objective: object, deployed: bool) -> None:
+    """Raises UserError where something measured is asked for, and nothing is deployed."""
+    asked = [
+        (f"tasks[{i}].criteria[{j}].metric", rule.metric)
+        for i, task in enumerate(tasks)
+        for j, rule in enumerate(task.criteria)
+        if rule.measured
+    ]
+    asked += [("objective", str(objective))] if objective in MEASURED else []
+    if asked and not deployed:
+        where, name = asked[0]
+        raise UserError(
+            f"{where}: {name} is measured on deployed cells, and no cell names a backend; give "
+            "matrix.backend, such as [onnxruntime]"
+        )
 
 
 def _expiry(value: object) -> int:

@@ -16,7 +16,7 @@ from audit.store import Store
 from flows.server import configured_api
 from halfstep.errors import UserError
 
-PACKAGES = ("halfstep", "sources", "evaluators", "audit", "tasks", "flows")
+PACKAGES = ("halfstep", "sources", "evaluators", "backends", "audit", "tasks", "flows")
 HERE = Path(__file__).resolve().parent.parent
 
 
@@ -75,7 +75,7 @@ def _packages() -> tuple[str, str]:
             strangers.append(f"{name} comes from {origin.parent if origin else 'nowhere'}")
     if strangers:
         return "fail", "another distribution shadows ours: " + "; ".join(strangers)
-    return "ok", "all six come from one installation"
+    return "ok", "all seven come from one installation"
 
 
 def _store(store: Store) -> tuple[str, str]:

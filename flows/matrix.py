@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from backends import BACKENDS
 from flows import parse
 from halfstep.calibrators import FOR_ACTIVATIONS_ONLY, parse_calibrator
 from halfstep.corrections import Awq, Correction, parse_corrections
 from halfstep.errors import UserError
 from halfstep.formats import FORMATS
 from halfstep.granularity import PerBlock, PerGroup, parse_granularity
-from halfstep.scheme import POSITIONS, Override, Scheme, Spec
+from halfstep.scheme import POSITIONS, SIMULATED, Override, Scheme, Spec
 
 AXES = ("format", "granularity", "calibrator")
 SIDES = ("weights", "activations")
@@ -41,7 +42,9 @@ def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[
     Raises:
         UserError: an unknown name, an impossible or empty combination, an empty matrix.
     """
-    matrix = parse.mapping(value, "matrix", [*SIDES, "corrections", "include", "exclude"])
+    matrix = parse.mapping(
+        value, "matrix", [*SIDES, "corrections", "backend", "include", "exclude"]
+    )
     named = {
         f"{side}.{axis}": values
         for side in SIDES
@@ -50,6 +53,7 @@ def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[
     named["corrections"] = _names(matrix.get("corrections", ["none"]), "matrix.corrections")
     for text in named["corrections"]:
         _corrections(text, "matrix.corrections")
+    named["backend"] = _names(matrix.get("backend", [SIMULATED]), "matrix.backend")
     points = [dict(zip(named, combo, strict=True)) for combo in itertools.product(*named.values())]
     for i, rule in enumerate(_rules(matrix, "exclude")):
         points = _exclude(points, rule, f"matrix.exclude[{i}]", list(named))
@@ -60,8 +64,10 @@ def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[
             "matrix: it is empty; name at least one format under weights or activations"
         )
     made = [_scheme(point, overrides) for point in points]
-    kept = tuple(dict.fromkeys(made))
-    return kept, len(made) - len(kept)
+    distinct = dict.fromkeys(made)
+    # A deployed cell is judged beside its simulation, which is a cell too.
+    kept = tuple(dict.fromkeys(s for scheme in distinct for s in (scheme.simulation, scheme)))
+    return kept, len(made) - len(distinct)
 
 
 def axes(value: object, side: str, where: str) -> dict[str, list[str]]:
@@ -99,8 +105,9 @@ def _exclude(points: list[Point], rule: object, where: str, axes: list[str]) -> 
 
 def _include(rule: object, where: str) -> Point:
     known = [f"{side}.{axis}" for side in SIDES for axis in AXES]
-    given = parse.mapping(rule, where, [*known, "corrections"])
-    point = {f"{s}.{a}": _DEFAULTS[s][a][0] for s in SIDES for a in AXES} | {"corrections": "none"}
+    given = parse.mapping(rule, where, [*known, "corrections", "backend"])
+    point = {f"{s}.{a}": _DEFAULTS[s][a][0] for s in SIDES for a in AXES}
+    point |= {"corrections": "none", "backend": SIMULATED}
     return point | {key: parse.typed_value(str, v, f"{where}.{key}") for key, v in given.items()}
 
 
@@ -115,7 +122,8 @@ def _scheme(point: Point, overrides: tuple[Override, ...]) -> Scheme:
     corrections = checked_corrections(
         point["corrections"], weights, activations, "matrix.corrections"
     )
-    return Scheme(weights, activations, corrections, overrides)
+    backend = parse.one_of(point["backend"], BACKENDS, "matrix.backend", "backend")
+    return Scheme(weights, activations, corrections, overrides, backend=backend)
 
 
 def _corrections(text: str, where: str) -> tuple[Correction, ...]:

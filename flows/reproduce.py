@@ -72,7 +72,10 @@ def reproduce(store: Store, wanted: str, keep: Path | None = None) -> dict[str, 
         plan = read_plan(config)
         if "cells" in found:
             text = config.read_text(encoding="utf-8")
-            now = conduct(plan, text, scratch, registry=store)
+            stage = recorded.result["stages"].get("deployment")
+            # A clock gives no number twice: decisions are reproduced from the times of then.
+            times = stage["timing"] if stage else None
+            now = conduct(plan, text, scratch, registry=store, times=times)
             checks = _sweep_checks(recorded.result, now)
             stands = _decided(now) == _decided(recorded.result)
             status = _status(checks, STANDS if stands else CHANGED)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audit.spool import Record
 from audit.store import SweepFolder
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, Evaluations, distance, dominated
+from tasks.decide import Decision, Evaluations, distance, dominated, objective
 from tasks.evaluated import Evaluated, finite
 from tasks.load import Loaded
 
@@ -98,6 +97,8 @@ def result_json(
                 "alternatives",
                 "assumptions",
                 "limits",
+                "bought",
+                "target",
                 "expires_after_days",
                 "digest",
             )
@@ -128,10 +129,7 @@ def _dominated(
     found = {}
     for task in loaded.plan.tasks:
         own = [(scheme.name, by_task[task.name]) for scheme, by_task in cells]
-        points = [
-            (done.resources.get(loaded.plan.objective, math.inf), distance(task, done))
-            for _, done in own
-        ]
+        points = [(objective(loaded.plan, done), distance(task, done)) for _, done in own]
         for (name, _), behind in zip(own, dominated(points), strict=True):
             found[name, task.name] = behind
     return found
@@ -145,6 +143,7 @@ def _task_json(loaded: Loaded, name: str, references: Mapping[str, Evaluations])
         "evaluator": task.evaluated_by.name,
         "headline": task.evaluator.headline,
         "closeness": task.evaluator.closeness,
+        "higher_is_better": task.evaluator.metrics[task.evaluator.headline].higher_is_better,
         "protocol_digest": loaded.task_protocols[name],
         "splits": {
             split: {"examples": len(examples), "sha256": examples.digest}
@@ -162,6 +161,7 @@ def _reference_json(done: Evaluated) -> dict[str, Any]:
         "run_id": None,
         "metrics": done.record.metrics,
         "outcomes_digest": done.record.detail["outcomes_digest"],
+        "measured": {name: found.to_json() for name, found in done.measured.items()},
     }
 
 
@@ -190,5 +190,9 @@ def cell_json(
         "unscored": detail.get("unscored"),
         "stopped": detail.get("stopped"),
         "notes": detail.get("notes", []),
+        "backend": scheme.backend,
+        "measured": {name: found.to_json() for name, found in done.measured.items()},
+        "arithmetic": detail.get("arithmetic"),
+        "artefact": detail.get("artefact"),
         "reused_from": done.record.tags.get("reused_from"),
     }

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from audit.deployment import contenders, missing, natively, truth
 from audit.note import criterion_text, determinism_notes, site_text
 from audit.store import Store
 from flows.logs import as_json, log, to_standard_error
@@ -71,6 +72,7 @@ def print_sweep(result: Mapping[str, Any], store: Store) -> None:
         _print_cells(result)
     else:
         _print_schemes(result)
+    _print_deployment(result)
     _notes(result)
     decision = result["decision"]
     say("")
@@ -129,6 +131,41 @@ def _print_cells(result: Mapping[str, Any]) -> None:
         for cell in result["cells"]
     ]
     table(["cell", "verdict", headline, "size", "why"], rows)
+
+
+def _print_deployment(result: Mapping[str, Any]) -> None:
+    """What real kernels took beside the reference, and whether the simulation was right."""
+    found = result["stages"].get("deployment")
+    if found is None:
+        return
+    rows = contenders(found)
+    names = list(rows[0]["percentiles"])
+    say("")
+    say(
+        f"on {found['timing']['machine']['name']} ({natively(found['timing']['machine'])}), "
+        f"{found['timing']['protocol']['threads']} thread(s), in turns:"
+    )
+    lines = [
+        [
+            row["name"],
+            *(f"{row['percentiles'][n]['value']:.3g}" if n in row["percentiles"] else "-"
+              for n in names),
+            f"{row['speed_up']['value']:.2f}×",
+            f"{row['throughput']['value']:,.0f} ({row['best_batch']})",
+            f"{row['offline_speed_up']['value']:.2f}×",
+            f"{row['memory']['artefact_bytes']:,}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    headers = ["contender", *(f"{n} ms" for n in names), "single", "examples/s (batch)", "offline",
+         "bytes"]  # fmt: skip
+    table(headers, lines)
+    for row in rows[1:]:
+        say(row["name"])
+        for text in truth(row):
+            say(f"  {text}")
+    for text in [*found["timing"]["notes"], *missing(rows)]:
+        say(f"note: {text}")
 
 
 def _print_schemes(result: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from evaluators.criterion import RESOURCES
+from evaluators.criterion import COUNTED
 from flows import parse
 from flows.matrix import AXES, axes, checked_corrections, spec_of
 from halfstep.errors import UserError
@@ -66,11 +66,11 @@ def _budgets(value: Sequence[object], where: str, evaluator: Named) -> tuple[Bud
     headline = evaluator.value.headline
     found = []
     for i, item in enumerate(value):
-        budget = parse.mapping(item, f"{where}[{i}]", [*RESOURCES, headline])
+        budget = parse.mapping(item, f"{where}[{i}]", [*COUNTED, headline])
         if len(budget) != 1:
-            raise UserError(f"{where}[{i}]: one of {', '.join([*RESOURCES, headline])} is needed")
+            raise UserError(f"{where}[{i}]: one of {', '.join([*COUNTED, headline])} is needed")
         name, limit = next(iter(budget.items()))
-        top = 1.0 if name in RESOURCES else 1e9
+        top = 1.0 if name in COUNTED else 1e9
         found.append(Budget(name, parse.number(limit, f"{where}[{i}].{name}", 0.0, top)))
         if found[-1] in found[:-1]:
             raise UserError(f"{where}[{i}]: {name} {limit} stands twice")

@@ -35,7 +35,8 @@ from halfstep.errors import first_line
 from halfstep.formats import Uniform
 from halfstep.identity import Identity
 from halfstep.intercept import Interception
-from halfstep.operators import Argument
+from halfstep.operators import Argument, Operand
+from halfstep.qparams import QParams
 from halfstep.weights import QuantizedWeight
 
 EXACT_FLOAT = 2**24
@@ -186,6 +187,14 @@ class Integers:
         with torch.no_grad(), exchanged(model, treatment.parameters), mode.over(model):
             forward(model, batch)
         return tuple(mode.proofs.values())
+
+    def codes(self, model: nn.Module, treatment: Treatment, batch: Batch) -> dict[str, Tensor]:
+        """The codes (int32, zero points included) that enter every site with one static integer
+        scale, over all its uses, while the model runs a batch under the treatment."""
+        mode = _Watching(self, treatment)
+        with torch.no_grad(), exchanged(model, treatment.parameters), mode.over(model):
+            forward(model, batch)
+        return mode.seen
 
     def weight(self, quantized: QuantizedWeight) -> _Weight | None:
         """Prepared for products, once; None where it does not qualify."""
@@ -368,6 +377,33 @@ def by_float(product: _Product, call: _Call, grid: Tensor, bias: Tensor | None) 
     return y if bias is None else y.add_(bias)
 
 
+class _Watching(_Running):
+    """Notes the codes that enter each site, by float products."""
+
+    def __init__(self, integers: Integers, treatment: Treatment) -> None:
+        super().__init__(integers, treatment, frozenset())
+        self.seen: dict[str, Tensor] = {}
+        self._quantizes, self.visit = self.visit, self._note_and_quantize
+
+    def _note(self, site: str, x: Tensor) -> None:
+        treated = self._treatment.activations.get(site)
+        if treated is not None and _integer(treated.quantizer):
+            assert isinstance(treated.quantizer, StaticQuantizer)
+            grid = treated.quantizer.to_grid(treated.divided(x))
+            zero_point = treated.quantizer.qparams.zero_point.reshape(())
+            self.seen[site] = (grid + zero_point).int()
+
+    def _note_and_quantize(self, site: str, operand: Operand, x: Tensor) -> Tensor:
+        self._note(site, x)
+        return self._quantizes(site, operand, x)
+
+    def _multiplied(
+        self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        self._note(name, x)
+        return super()._multiplied(name, product, call, x, bias)
+
+
 class _Proving(_Running):
     """Computes every product that qualifies in both ways, and goes on with the float one."""
 
@@ -442,9 +478,6 @@ def available() -> Kernel:
 
 
 def _trials() -> Iterator[tuple[str, _Product, _Call, Tensor]]:
-    from halfstep.operators import Operand
-    from halfstep.qparams import QParams
-
     generator = torch.Generator().manual_seed(0)
     uint8 = Uniform("uint8", 8, 0, 255, symmetric=False)
     zero_point = torch.tensor([[3]], dtype=torch.int32)

@@ -10,6 +10,7 @@ from audit import encode, spool
 from audit.environment import private
 from audit.spool import Record
 from audit.store import SweepFolder
+from backends import backend
 from evaluators.stopping import EXAMPLE
 from halfstep import integer
 from halfstep.accumulators import overflowing
@@ -17,6 +18,7 @@ from halfstep.resources import bits_per_weight
 from halfstep.resources import resources as counted
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments, qparams_tensors
+from tasks.deployed import artefact, running
 from tasks.early import run_watched, watch
 from tasks.evaluated import Evaluated, Progress, described, finite, reuse
 from tasks.ledger import (
@@ -33,7 +35,9 @@ from tasks.stopwatch import Stopwatch
 def identity(loaded: Loaded, scheme: Scheme, task: str, split: str) -> tuple[str, str]:
     """The kind and the key of a cell's record."""
     kind = "cell" if split == "selection" else "confirmation"
-    watched = kind == "cell" and loaded.plan.stops_early(loaded.task(task))
+    watched = kind == "cell" and not scheme.deployed and loaded.plan.stops_early(loaded.task(task))
+    # A backend's kernels change with its version, as ours do with our code.
+    version = {"backend": backend(scheme.backend).version()} if scheme.deployed else {}
     return kind, loaded.key(
         task,
         kind="cell",
@@ -41,6 +45,7 @@ def identity(loaded: Loaded, scheme: Scheme, task: str, split: str) -> tuple[str
         scheme=scheme.to_json(),
         # When a cell stops depends on how many cells its verdict is corrected for.
         weighed_against=loaded.plan.cells if watched else None,
+        **version,
     )
 
 
@@ -103,12 +108,14 @@ def _evaluate_cell(
     treated = treatments.for_scheme(scheme)
     certificates = treatments.certificates(scheme)
     accumulators = treatments.accumulators(scheme)
-    proofs = treatments.proofs(scheme)
+    proofs = () if scheme.deployed else treatments.proofs(scheme)
+    made = artefact(loaded, treatments, scheme) if scheme.deployed else None
     prepared = timer.elapsed
     resources = counted(loaded.model, loaded.sites, scheme)
     batch, theirs, stop = loaded.plan.compute.batch_size, reference.outcomes, None
-    watching = watch(loaded.plan, rules, resources, reference) if base.kind == "cell" else None
-    with treatments.applied(scheme) as model:
+    looked_at = base.kind == "cell" and not scheme.deployed
+    watching = watch(loaded.plan, rules, resources, reference) if looked_at else None
+    with running(loaded, treatments, scheme) as model:
         if watching is None:
             outcomes = rules.evaluator.run(model, examples, batch, progress, theirs)
             outcomes = described(outcomes, rules, examples)
@@ -129,7 +136,8 @@ def _evaluate_cell(
         "coverage": coverage_summary(loaded, scheme),
         "certificate": certificate_summary(certificates),
         "bits_per_weight": bits_per_weight(loaded.sites, scheme),
-        "arithmetic": integer.summary(treatments.integers.kernel, proofs),
+        "arithmetic": integer.summary(treatments.integers.kernel, proofs) if proofs else None,
+        "artefact": {"digest": made.digest, "bytes": made.bytes} if made else None,
         "notes": [
             *treated.notes,
             *overflowing(accumulators),
@@ -176,6 +184,7 @@ def _params(scheme: Scheme) -> dict[str, str]:
         if scheme.label and spec is not None:
             described = dict.fromkeys(described, "mixed")
         params |= {f"{side}.{axis}": value for axis, value in described.items()}
+    params["backend"] = scheme.backend
     params["corrections"] = " + ".join(map(str, scheme.corrections)) or "none"
     params["overrides"] = "; ".join(map(str, scheme.overrides)) or "none"
     return params

@@ -78,13 +78,15 @@ def select(
     """Verdicts of all cells on the selection split, and the cheapest scheme that all tasks accept.
 
     Of equally cheap ones that with fewer bit-operations is taken, then the one closest to the
-    reference (by the first task's measure of that), then the first of the matrix.
+    reference (by the first task's measure of that), then the first of the matrix. Where backends
+    run some schemes only those can be chosen: a simulation is evidence, not an artefact.
     """
     judgements = _judge(loaded, references, cells, early=True)
     accepted = [
         (scheme, done)
         for scheme, done in cells
         if overall([j[scheme.name].verdict for j in judgements.values()]) == ACCEPT
+        and (scheme.deployed or not loaded.plan.deploys)
     ]
     cheapest = min(accepted, key=lambda cell: price(loaded.plan, cell[1]), default=None)
     return judgements, cheapest[0] if cheapest else None
@@ -96,10 +98,16 @@ def price(plan: Plan, done: Evaluations) -> tuple[float, float, float]:
     first = plan.tasks[0]
     own = done[first.name]
     return (
-        own.resources[plan.objective],
+        objective(plan, own),
         own.resources["bit_operations"],
         distance(first, own),
     )
+
+
+def objective(plan: Plan, done: Evaluated) -> float:
+    """What makes one accepted cell cheaper than another; infinite where it is not known."""
+    found = done.measured.get(plan.objective)
+    return found.value if found else float(done.resources.get(plan.objective, float("inf")))
 
 
 def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -148,7 +156,13 @@ def _judge(
         reference = references[task.name]
         assert reference.outcomes is not None
         candidates = [
-            Candidate(scheme.name, outcomes, done[task.name].resources, done[task.name].stopped)
+            Candidate(
+                scheme.name,
+                outcomes,
+                done[task.name].resources,
+                done[task.name].stopped,
+                done[task.name].measured,
+            )
             for scheme, done in cells
             if (outcomes := done[task.name].outcomes) is not None
         ]
@@ -156,7 +170,12 @@ def _judge(
             Trial(
                 task.name,
                 candidates,
-                Candidate("reference", reference.outcomes, reference.resources),
+                Candidate(
+                    "reference",
+                    reference.outcomes,
+                    reference.resources,
+                    measured=reference.measured,
+                ),
                 task.criteria,
                 task.evaluator.metrics,
                 task.max_unscored,

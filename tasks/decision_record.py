@@ -6,18 +6,25 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from backends.hardware import target
 from evaluators.acceptance import ACCEPT, Finding
 from evaluators.stopping import EARLY_SHARE
 from halfstep.digest import digest_json
+from halfstep.interval import Interval
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, Evaluations, price
+from tasks.decide import Decision, Evaluations, objective, price
 from tasks.load import Loaded
 
-SCHEMA = "halfstep-decision/3"
+SCHEMA = "halfstep-decision/4"
 
-LIMITS = (
+SIMULATED_LIMIT = (
     "Simulated numerics: values are rounded as the format rounds them; a deployed kernel may order "
-    "its sums differently.",
+    "its sums differently."
+)
+DEPLOYED_LIMIT = (
+    "Times, memory and costs are those of the machine named under deployment, in its state then."
+)
+LIMITS = (
     "A verdict holds for data like the selection and confirmation splits, and for nothing else.",
     "Residual adds, norms, activation functions and biases stay at full precision.",
 )
@@ -26,15 +33,24 @@ Cells = Sequence[tuple[Scheme, Evaluations]]
 
 
 def decision_json(
-    loaded: Loaded, decision: Decision, cells: Cells, confirmed: Evaluations
+    loaded: Loaded,
+    decision: Decision,
+    cells: Cells,
+    confirmed: Evaluations,
+    references: Evaluations,
 ) -> dict[str, Any]:
     """The record's body: free of times and run ids, so that equal evidence gives equal bytes."""
     plan = loaded.plan
+    target = _target(loaded, decision.chosen)
+    summary = decision.summary
+    if target is not None and target["why_simulated"] and decision.cell is not None:
+        summary += f"; in simulation only, because {target['why_simulated']}"
+    deployed = decision.chosen is not None and decision.chosen.deployed
     body: dict[str, Any] = {
         "schema": SCHEMA,
         "verdict": decision.verdict,
         "cell": decision.cell,
-        "summary": decision.summary,
+        "summary": summary,
         "candidate": decision.chosen.to_json() if decision.chosen else None,
         "subject_digest": loaded.subject.digest,
         "protocol_digest": loaded.protocol_digest,
@@ -67,10 +83,54 @@ def decision_json(
             for task, done in by_task.items()
         ],
         "assumptions": _assumptions(loaded),
-        "limits": list(LIMITS),
+        "limits": [DEPLOYED_LIMIT if deployed else SIMULATED_LIMIT, *LIMITS],
+        "bought": _bought(loaded, decision, cells, references),
+        "target": target,
         "expires_after_days": plan.expires_after_days,
     }
     return body | {"digest": digest_json(body)}
+
+
+def _target(loaded: Loaded, chosen: Scheme | None) -> dict[str, Any] | None:
+    """The declared target, and why it could only simulate the chosen scheme; None where no cell
+    names a backend, so that no target is declared."""
+    settings = loaded.plan.deployment
+    if settings is None:
+        return None
+    found = target(settings.target)
+    why = found.why_simulated(chosen, loaded.sites) if chosen is not None else ""
+    return {"declared": settings.target, **found.to_json(), "why_simulated": why}
+
+
+def _bought(
+    loaded: Loaded, decision: Decision, cells: Cells, references: Evaluations
+) -> list[dict[str, Any]]:
+    """What the chosen scheme saves, and what it costs in quality: each beside full precision."""
+    if decision.chosen is None:
+        return []
+    done = next(by_task for scheme, by_task in cells if scheme == decision.chosen)
+    rows = []
+    for task in loaded.plan.tasks:
+        name, own = task.evaluator.headline, done[task.name].record.metrics
+        base = references[task.name].record.metrics
+        if name in own and name in base:
+            label = name if len(loaded.plan.tasks) == 1 else f"{name} · {task.name}"
+            rows.append(_row(label, Interval.exact(base[name]), Interval.exact(own[name])))
+    first = loaded.plan.tasks[0].name
+    own, base = done[first], references[first]
+    for name, value in own.resources.items():
+        rows.append(_row(name, Interval.exact(base.resources[name]), Interval.exact(value)))
+    for name, found in own.measured.items():
+        if name in base.measured:
+            rows.append(_row(name, base.measured[name], found))
+    return rows
+
+
+def _row(what: str, base: Interval, own: Interval) -> dict[str, Any]:
+    ratio = None
+    if base.low > 0:
+        ratio = Interval(own.value / base.value, own.low / base.high, own.high / base.low).to_json()
+    return {"what": what, "reference": base.value, "chosen": own.value, "ratio": ratio}
 
 
 def _margins_left(decision: Decision) -> list[dict[str, Any]]:
@@ -91,6 +151,8 @@ def _margins_left(decision: Decision) -> list[dict[str, Any]]:
 
 def _limit_and_bound(finding: Finding) -> tuple[float, float | None]:
     rule = finding.criterion
+    if rule.measured:
+        return rule.margin, finding.measured.high if finding.measured else None
     if rule.counted:
         return rule.margin, finding.loss if rule.limit == "max_ratio" else finding.value
     return rule.largest_loss, finding.evidence.bound if finding.evidence else None
@@ -104,7 +166,9 @@ def _alternatives(loaded: Loaded, decision: Decision, cells: Cells) -> list[dict
         if scheme == decision.chosen:
             continue
         verdict = decision.overall(scheme.name)
-        if verdict == ACCEPT and best is not None:
+        if verdict == ACCEPT and loaded.plan.deploys and not scheme.deployed:
+            why = ["it is a simulation: evidence for the cell that a backend runs"]
+        elif verdict == ACCEPT and best is not None:
             why = [_costlier(loaded, done, best)]
         else:
             why = [
@@ -114,7 +178,8 @@ def _alternatives(loaded: Loaded, decision: Decision, cells: Cells) -> list[dict
                 if judgement.verdict == verdict
                 for reason in judgement.reasons
             ]
-        cost = next(iter(done.values())).resources.get(loaded.plan.objective)
+        cost: float | None = objective(loaded.plan, next(iter(done.values())))
+        cost = None if cost == math.inf else cost
         found.append(
             {"name": scheme.name, "verdict": verdict, loaded.plan.objective: cost, "why": why}
         )

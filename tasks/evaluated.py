@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from audit.store import SweepFolder
 from evaluators.metric import CLUSTER, SLICE, Outcomes
 from evaluators.stopping import Stop
 from halfstep.examples import Examples
+from halfstep.interval import Interval
 from tasks.plan import Task
 
 Progress = Callable[[int], None]
@@ -32,6 +33,8 @@ class Evaluated:
     reused: bool
     seconds: float = 0.0
     """Of useful work: forward passes and what they need, without the writing of the record."""
+    measured: Mapping[str, Interval] = field(default_factory=dict)
+    """What was measured of a cell that a backend runs, or of the reference beside such cells."""
 
     @property
     def stopped(self) -> Stop | None:

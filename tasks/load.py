@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,14 @@ from torch import nn
 from audit.protocol import implementation, key, protocol
 from audit.registry import fetch
 from audit.store import Store
+from backends import backend
 from halfstep.batches import first
 from halfstep.coverage import Place, places
 from halfstep.digest import digest_json
 from halfstep.errors import UserError, allowed, first_line
 from halfstep.examples import Examples, Inputs
 from halfstep.fold import Folding, fold_batch_norm
+from halfstep.scheme import Scheme
 from halfstep.sites import Sites, discover, matches
 from halfstep.subject import Subject, check_weights
 from sources import Context
@@ -80,6 +82,7 @@ class Loaded:
             mixed=self.plan.mixed.to_json() if self.plan.mixed else None,
             sensitivity=self.plan.sensitivity,
             objective=self.plan.objective,
+            deployment=self.plan.deployment.to_json() if self.plan.deployment else None,
         )
 
     @property
@@ -234,9 +237,23 @@ def prepare(
                 f"no site is left to quantize under {scheme.name!r}: every one is skipped, "
                 "overridden or of the other side"
             )
+    check_backends(sites, plan.schemes)
     if plan.mixed is not None:
         check_budgets(folding.model, sites, plan.mixed)
     return folding, sites, places(folding.model, sites, folding.folded)
+
+
+def check_backends(sites: Sites, schemes: Sequence[Scheme]) -> None:
+    """Raises UserError where a backend is not installed, or cannot run a scheme."""
+    for scheme in schemes:
+        if not scheme.deployed:
+            continue
+        reason = backend(scheme.backend).refuses(scheme, sites)
+        if reason:
+            raise UserError(
+                f"matrix.backend: {scheme.backend} cannot run {scheme.simulation.name!r}: "
+                f"{reason}. Exclude it with matrix.exclude, or leave the site out with sites.skip"
+            )
 
 
 def _check_pattern(where: str, pattern: str, sites: Sites) -> None:

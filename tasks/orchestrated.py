@@ -40,6 +40,7 @@ TASKS = Steps(
     cell=_wrapped("cell", PLAIN.cell, lambda p: f"{p['scheme'].name} · {p['task']} · {p['split']}"),
     mix=_wrapped("mixed precision", PLAIN.mix, lambda p: "mixed precision"),
     probe=_wrapped("sensitivity", PLAIN.probe, lambda p: f"sensitivity · {p['scheme'].name}"),
+    deploy=_wrapped("deployment", PLAIN.deploy, lambda p: "deployment"),
     select=_wrapped("select", PLAIN.select, lambda p: "select"),
     conclude=_wrapped("decide", PLAIN.conclude, lambda p: "decide"),
     variant=_wrapped("variant", PLAIN.variant, lambda p: f"variant · {p['scheme'].name}"),

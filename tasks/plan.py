@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.criterion import RESOURCES, Criterion
+from backends.cost import Prices
+from evaluators.criterion import COUNTED, Criterion
 from evaluators.evaluator import Evaluator
 from halfstep.corrections import Correction
 from halfstep.scheme import Override, Scheme, Spec
@@ -100,6 +101,27 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """What deployed cells are measured for, and how."""
+
+    target: str = "here"
+    """A name of `backends.hardware.TARGETS`, or ``here``."""
+    queries: int = 700
+    """Single queries of each candidate; other batch sizes get a share of them."""
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    threads: int = 1
+    cpus: tuple[int, ...] | None = None
+    """Processors that the measuring thread is bound to; None for those it is allowed."""
+    latency_ms: float | None = None
+    """The latency objective that costs are told at."""
+    prices: Prices | None = None
+
+    def to_json(self) -> dict[str, object]:
+        record = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+
+
+@dataclass(frozen=True)
 class Budget:
     """What a mixed scheme may cost: a resource, as a share of the reference's, or a loss of the
     first task's metric."""
@@ -109,7 +131,7 @@ class Budget:
 
     @property
     def of_resource(self) -> bool:
-        return self.name in RESOURCES
+        return self.name in COUNTED
 
     @property
     def label(self) -> str:
@@ -180,6 +202,13 @@ class Plan:
     """How long a decision holds without another look."""
     plugins: tuple[str, ...] = ()
     """Other packages whose code takes part, each with its version and the digest of its code."""
+    deployment: Deployment | None = None
+    """None where no cell names a backend."""
+
+    @property
+    def deploys(self) -> bool:
+        """True where a backend runs some of the schemes."""
+        return any(scheme.deployed for scheme in self.schemes)
 
     @property
     def subject(self) -> SubjectSource:
@@ -226,6 +255,7 @@ class Plan:
             "evaluation": self.evaluation,
             "mixed_precision": self.mixed.to_json() if self.mixed else None,
             "sensitivity": {"examples": self.sensitivity} if self.sensitivity else None,
+            "deployment": self.deployment.to_json() if self.deployment else None,
             "decision": {"expires_after_days": self.expires_after_days},
             "plugins": list(self.plugins),
         }

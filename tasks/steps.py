@@ -12,6 +12,7 @@ from halfstep.scheme import Scheme
 from tasks.calibrate import Calibrated, run_calibration
 from tasks.cell import run_cell
 from tasks.decide import Decision, Judgements, conclude, select
+from tasks.deployment import run_deployment
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded, load
 from tasks.mixed import run_mixed
@@ -30,6 +31,7 @@ class Steps:
     mix: Callable[..., tuple[list[Scheme], Record, Path]]
     cell: Callable[..., Evaluated]
     probe: Callable[..., tuple[Record, Path]]
+    deploy: Callable[..., tuple[Record, Path]]
     select: Callable[..., tuple[Judgements, Scheme | None]]
     conclude: Callable[..., Decision]
     variant: Callable[..., tuple[Record, Path]]
@@ -47,6 +49,7 @@ PLAIN = Steps(
     run_mixed,
     run_cell,
     run_sensitivity,
+    run_deployment,
     select,
     conclude,
     make_variant,

@@ -15,9 +15,12 @@ from halfstep.apply import exchanged
 from halfstep.digest import digest_tensors
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments, code_tensors, qparams_tensors
+from tasks.deployed import artefact
 from tasks.load import Loaded
 
 WEIGHTS, QUANTIZATION = "model.safetensors", "quantization.safetensors"
+DEPLOYED = "deployed"
+"""Folder of what a backend loads."""
 
 
 def make_variant(
@@ -28,6 +31,8 @@ def make_variant(
     ``model.safetensors`` holds every parameter and buffer as the cell was evaluated (float32; the
     quantized ones lie on their grids), for the model with its batch norms folded.
     ``quantization.safetensors`` holds codes, scales and zero points: what a deployment packs.
+    ``deployed/`` holds the backend's own files, where a backend runs the scheme; their digest is
+    that of the cell.
     """
     key = loaded.key(kind="variant", scheme=scheme.to_json())
     folder = sweep.place("variant", key)
@@ -43,7 +48,7 @@ def make_variant(
             for name, tensor in loaded.model.state_dict().items()
             if isinstance(tensor, Tensor)
         }
-    about = {
+    about: dict[str, object] = {
         "scheme": scheme.to_json(),
         "name": scheme.name,
         "subject_digest": loaded.subject.digest,
@@ -60,5 +65,11 @@ def make_variant(
         "scheme.json": encode.json_bytes(scheme.to_json()),
         "variant.json": encode.json_bytes(about),
     }
+    if scheme.deployed:
+        made = artefact(loaded, treatments, scheme)
+        about["artefact"] = {"backend": scheme.backend, "digest": made.digest,
+                             "files": sorted(made.files)}  # fmt: skip
+        files |= {f"{DEPLOYED}/{name}": data for name, data in made.files.items()}
+        files["variant.json"] = encode.json_bytes(about)
     record = Record("variant", key, scheme.name, detail=about, started=started)
     return spool.commit(folder, record, files), folder
