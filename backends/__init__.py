@@ -7,6 +7,7 @@ format and run it with their own kernels.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -39,7 +40,12 @@ def backend(name: str) -> Backend:
             f"backend {name!r} needs {' and '.join(missing)}, which is not installed: "
             f"pip install 'halfstep[{name}]'"
         )
-    made: Backend = getattr(importlib.import_module(module), kind)()
+    already = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # some tell of optional parts that they did not find
+    try:
+        made: Backend = getattr(importlib.import_module(module), kind)()
+    finally:
+        logging.disable(already)
     return made
 
 

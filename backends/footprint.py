@@ -46,7 +46,12 @@ def _openvino(folder: Path, threads: int, inputs: dict[str, np.ndarray]):  # typ
 
     core = openvino.Core()
     yield
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
     compiled = core.compile_model(core.read_model(folder / "model.onnx"), "CPU", settings)
     request = compiled.create_infer_request()
     names = [port.get_any_name() for port in compiled.inputs]

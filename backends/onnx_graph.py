@@ -200,7 +200,6 @@ def _quantize_activations(graph: ModelProto, treatment: Treatment) -> None:
 def _quantize_weights(graph: ModelProto, treatment: Treatment) -> None:
     """Each quantized weight becomes codes and a DequantizeLinear, one for each way it is read."""
     held = {tensor.name: tensor for tensor in graph.graph.initializer}
-    values = {id(p): name for name, p in treatment.parameters.items()}
     for site, weight in treatment.weights.items():
         names = [n for n, p in treatment.parameters.items() if p is weight.values]
         found = next((f"model.{n}" for n in names if f"model.{n}" in held), None)
@@ -218,7 +217,6 @@ def _quantize_weights(graph: ModelProto, treatment: Treatment) -> None:
                 if name == found:
                     _read_codes(graph, node, i, site, codes, scale, made)
         graph.graph.initializer.remove(held[found])
-    assert values is not None
 
 
 def _read_codes(
@@ -234,26 +232,33 @@ def _read_codes(
     if node.op_type == "Gather":
         _gather_codes(graph, node, site, codes, scale)
         return
+    if node.op_type == "MatMul" and np.ndim(scale):
+        # Its scales belong to the axis that is summed over: no product of codes has a place for
+        # them, and ONNX Runtime would take them for those of the other axis.
+        values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
+        node.input[place] = _constant(graph, f"{site}.weight.plain", values.astype(np.float32))
+        return
     transposed = node.op_type == "Transpose" and codes.ndim == 2
-    if transposed not in made:
-        suffix = ".T" if transposed else ""
+    way = ".T" if transposed else ""
+    if way not in made:
         own, axis = (codes.T, 1) if transposed else (codes, 0)
-        held = _constant(graph, f"{site}.weight{suffix}.codes", np.ascontiguousarray(own))
+        held = _constant(graph, f"{site}.weight{way}.codes", np.ascontiguousarray(own))
         by = _constant(graph, f"{site}.weight.scale", np.asarray(scale))
         zero = np.zeros(np.shape(scale), np.int8)
         zero_point = _constant(graph, f"{site}.weight.zero_point", zero)
-        values = f"{site}.weight{suffix}.values"
+        made[way] = f"{site}.weight{way}.values"
         attributes = {"axis": axis} if np.ndim(scale) else {}
         graph.graph.node.append(
-            helper.make_node("DequantizeLinear", [held, by, zero_point], [values],
-                             f"{site}.weight{suffix}.dequantize", **attributes)
+            helper.make_node(
+                "DequantizeLinear", [held, by, zero_point], [made[way]],
+                f"{site}.weight{way}.dequantize", **attributes,
+            )
         )  # fmt: skip
-        made[transposed] = values  # type: ignore[index]
     if transposed:
-        _rename(graph, node.output[0], made[transposed])  # type: ignore[index]
+        _rename(graph, node.output[0], made[way])
         graph.graph.node.remove(node)
     else:
-        node.input[place] = made[transposed]  # type: ignore[index]
+        node.input[place] = made[way]
 
 
 def _gather_codes(

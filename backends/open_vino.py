@@ -60,6 +60,7 @@ class _Compiled(Deployed):
                 "INFERENCE_NUM_THREADS": self._threads,
                 "NUM_STREAMS": 1,
                 "INFERENCE_PRECISION_HINT": "f32",  # of what is not quantized: not bf16
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # not where the scheme says nothing of it
                 "ENABLE_CPU_PINNING": False,
                 **settings,
             },

@@ -25,7 +25,6 @@ from backends import Artefact, energy, footprint, hardware, latency
 from backends.cost import MILLION, cost
 from backends.latency import Timed, queries_needed, timed
 from halfstep.batches import Batch, forward
-from halfstep.batches import size as rows_of
 from halfstep.examples import Inputs
 from halfstep.interval import Interval
 from halfstep.resources import reference_bytes
