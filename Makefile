@@ -1,6 +1,6 @@
 # make sweep | test | ui: each installs what it needs, once.
 # make bench | bench-numerics | bench-memory | bench-acceptance | bench-early | bench-sensitivity |
-#      bench-mixed | bench-load | bench-workers: what the documentation's figures come from.
+#      bench-mixed | bench-load | bench-workers | bench-peers: what the documentation's figures come from.
 # make sweep CONFIG=configs/minilm.yaml EXTRAS=minilm: what a config needs beyond the base.
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,8 @@ comma := ,
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: sweep test ui bench bench-numerics bench-memory bench-acceptance bench-early \
-        bench-sensitivity bench-mixed bench-load bench-workers venv dev format clean
+        bench-sensitivity bench-mixed bench-load bench-workers \
+        bench-peers venv dev format clean
 
 sweep: venv
 	$(BIN)/halfstep sweep $(CONFIG) --store $(STORE)
@@ -56,6 +57,9 @@ bench-load: venv
 
 bench-workers: venv
 	$(BIN)/python -m benchmarks.workers
+
+bench-peers: dev
+	$(BIN)/python -m benchmarks.peers
 
 venv: $(STAMP)
 dev: $(VENV)/.installed-dev

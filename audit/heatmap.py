@@ -48,7 +48,8 @@ def _labels(cell: Mapping[str, Any]) -> tuple[str, str]:
         for spec in (scheme["weights"], scheme["activations"])
     )
     corrections = " + ".join(_named(c) for c in scheme.get("corrections", []))
-    return f"{weights} · {corrections}" if corrections else weights, activations
+    row = [weights, corrections, scheme.get("backend", "")]
+    return " · ".join(filter(None, row)), activations
 
 
 def _named(correction: object) -> str:

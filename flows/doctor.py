@@ -35,6 +35,9 @@ def examine(store: Store) -> dict[str, Any]:
         ("fashion-mnist", _fashion),
         ("transformers", _transformers),
         ("accelerator", _accelerator),
+        ("arithmetic", _arithmetic),
+        ("integer products", _integers),
+        ("backends", _backends),
     ]
     found = []
     for name, check in checks:
@@ -151,6 +154,33 @@ def _transformers() -> tuple[str, str]:
         return "ok", f"{version('transformers')}: Hugging Face models and tokenizers"
     except PackageNotFoundError:
         return "warn", "not installed; Hugging Face models need it: pip install 'halfstep[hf]'"
+
+
+def _arithmetic() -> tuple[str, str]:
+    from backends.hardware import BFLOAT, FP8, HALF, INT8, here
+
+    found = here()
+    native = [f"{kind} by {word}" for kind, word in found.arithmetic.items()]
+    rest = [kind for kind in (INT8, FP8, HALF, BFLOAT) if kind not in found.arithmetic]
+    told = f"{found.name}: natively {', '.join(native) or 'nothing below float32'}"
+    return "ok", told + (f"; in simulation only: {', '.join(rest)}" if rest else "")
+
+
+def _integers() -> tuple[str, str]:
+    from halfstep.integer import available
+
+    kernel = available()
+    if kernel.integer:
+        return "ok", f"{kernel.name}: equal to whole-number arithmetic, bit for bit"
+    return "warn", f"by float products of codes, to the same bits but slower: {kernel.reason}"
+
+
+def _backends() -> tuple[str, str]:
+    from backends import BACKENDS, installed
+
+    missing = [name for name in BACKENDS if not installed(name)]
+    told = ", ".join(name for name in BACKENDS if name not in missing)
+    return "ok", told + "".join(f"; not installed: halfstep[{name}]" for name in missing)
 
 
 def _accelerator() -> tuple[str, str]:

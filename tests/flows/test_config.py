@@ -266,6 +266,8 @@ SHIPPED = {
     "digits-unrepresentative": 8,
     "fashion-mnist": 24,
     "fashion-mnist-corrections": 12,
+    "fashion-mnist-deployed": 6,
+    "minilm-deployed": 6,
     "diabetes": 12,
     "breast-cancer": 6,
     "small-lm": 8,
