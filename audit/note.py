@@ -248,7 +248,8 @@ def criterion_text(criterion: Mapping[str, Any]) -> str:
     if "max_ratio" in criterion:
         return f"{name} at most {criterion['max_ratio']:g} of the reference"
     if "confidence" not in criterion:
-        return f"{name} at most {criterion['ceiling']:,.0f}"
+        limit = criterion["ceiling"]
+        return f"{name} at most {limit:,.0f}" if limit >= 1000 else f"{name} at most {limit:g}"
     limit = next(limit for limit in PHRASES if limit in criterion)
     if "slice" in criterion:
         name += f", in each slice by {criterion['slice']} of {criterion['min_examples']} or more,"

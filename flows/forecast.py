@@ -95,6 +95,7 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
         "mixed": [budget.label for budget in plan.mixed.budgets] if plan.mixed else [],
         "evaluation": plan.evaluation,
         "sensitivity": plan.sensitivity,
+        "deployment": plan.deployment.to_json() if plan.deployment else None,
         "overrides": [str(override) for override in plan.overrides],
         "skipped": list(plan.skip),
         "sites": sites_json(sites),

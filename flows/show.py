@@ -300,6 +300,13 @@ def print_forecast(found: Mapping[str, Any]) -> None:
         say(f"to be found: {label}")
     if found["evaluation"] == "early":
         say("cells stop once their verdict is certain; the cost below is without that")
+    if found["deployment"]:
+        settings = found["deployment"]
+        sizes = ", ".join(map(str, settings["batch_sizes"]))
+        say(
+            f"deployment for {settings['target']}: {settings['queries']} single queries of each "
+            f"contender, batches of {sizes}, {settings['threads']} thread(s)"
+        )
     if found["sensitivity"]:
         say(f"sensitivity of the chosen cell on {found['sensitivity']} calibration examples")
     for override in found["overrides"]:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -135,13 +135,13 @@ class _Product:
     quantizer: StaticQuantizer
     weight: _Weight
 
-    @property
+    @cached_property
     def zero_point(self) -> int:
         """Of unsigned codes: signed formats are shifted by 128, so that all are unsigned."""
         fmt = self.quantizer.qparams.format
         return int(self.quantizer.qparams.zero_point) + (0 if fmt.quant_min == 0 else 128)  # type: ignore[union-attr]
 
-    @property
+    @cached_property
     def largest_sum(self) -> int:
         lower, upper = self.quantizer.qparams.format.limits(self.quantizer.qparams.zero_point)
         return self.weight.magnitude * int(max(-float(lower), float(upper)))

@@ -149,8 +149,8 @@ def test_each_cell_holds_its_tables_and_its_outcomes(done, runs, tmp_path):
     client, _, _ = runs
     cell = result["cells"][0]
     assert artifacts(client, cell["run_id"]) == [
-        "accumulators.csv", "arithmetic.csv", "certificate.csv", "coverage.csv", "evidence.json", "metrics.json",
-        "outcomes-selection.parquet", "qparams.safetensors", "scheme.json",
+        "accumulators.csv", "arithmetic.csv", "certificate.csv", "coverage.csv", "evidence.json",
+        "metrics.json", "outcomes-selection.parquet", "qparams.safetensors", "scheme.json",
     ]  # fmt: skip
     data = download(client, cell["run_id"], "outcomes-selection.parquet", tmp_path)
     table = pq.read_table(io.BytesIO(data)).to_pydict()
