@@ -199,6 +199,25 @@ def time_in_turns(
     return times
 
 
+EXTENSIONS = 4
+"""How often queries are added for those that turned out to be warm-up."""
+
+
+def time_steadily(
+    candidates: Mapping[str, Callable[[int], object]], queries: int
+) -> dict[str, np.ndarray]:
+    """As `time_in_turns`, with more queries for those that are dropped as warm-up, so that as many
+    are left as were asked for; at most `EXTENSIONS` times."""
+    times = time_in_turns(candidates, queries)
+    for _ in range(EXTENSIONS):
+        left = min(len(own) - warm_up(own) for own in times.values())
+        if left >= queries:
+            break
+        more = time_in_turns(candidates, queries - left)
+        times = {name: np.concatenate([own, more[name]]) for name, own in times.items()}
+    return times
+
+
 def timed(seconds: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Timed]:
     """With one warm-up for all, the longest: they ran in turns, and ratios pair them."""
     dropped = max(warm_up(own) for own in seconds.values())
@@ -208,9 +227,16 @@ def timed(seconds: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Timed
     }
 
 
-def notes(name: str, found: Sequence[Timed]) -> list[str]:
-    """What a reader must know of the times."""
-    return [
+def notes(name: str, found: Sequence[Timed], queries: int) -> list[str]:
+    """What a reader must know of the times. ``queries``: how many single ones were asked for."""
+    single = found[0]
+    lost = [
+        f"{name}: {len(single.steady)} steady queries are too few for a p{100 * q:g}, which takes "
+        f"{queries_needed(q)}"
+        for q in PERCENTILES[1:]
+        if len(single.steady) < queries_needed(q) <= queries
+    ]
+    return lost + [
         f"{name}: no steady state at batch {t.batch_size}: the median moves by "
         f"{t.shift.share:+.0%} "
         f"after query {t.dropped + t.shift.at} (Pettitt's test, p = {t.shift.p_value:.1g})"

@@ -322,7 +322,7 @@ def _measure(cell: Candidate, reference: Candidate, rule: Criterion) -> Finding:
     """A measured resource against its limit: three-valued, because it lies between bounds."""
     found, base = cell.measured.get(rule.metric), reference.measured.get(rule.metric)
     if found is None or (rule.limit == MAX_RATIO and base is None):
-        note = f"{rule.metric} could not be measured; the deployment's notes say why"
+        note = f"{rule.metric} is not known; the notes of the deployment say why"
         return Finding(rule, INCONCLUSIVE, 0.0, 0.0, 0.0, note=note)
     value, reference_value = found.value, base.value if base else 0.0
     if rule.limit == MAX_RATIO:

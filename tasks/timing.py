@@ -72,7 +72,7 @@ def take_times(
             batches = _batches(inputs, size)
             progress(f"timing batches of {size}")
             asked = {one.name: partial(_ask, one.model, batches) for one in contenders}
-            seconds = latency.time_in_turns(asked, queries)
+            seconds = latency.time_steadily(asked, queries)
             for name, times in timed(seconds, size).items():
                 found[name].append(times)
                 columns[f"{name} · batch {size}"] = times.seconds
@@ -105,7 +105,7 @@ def take_times(
                             joules[one.name], largest)
             for one in contenders
         },
-        "notes": [note for one in contenders for note in latency.notes(one.name, found[one.name])],
+        "notes": [note for one in contenders for note in latency.notes(one.name, found[one.name], settings.queries)],
     }  # fmt: skip
     return Times(detail, columns)
 

@@ -1,6 +1,7 @@
 """Timing: what is told of times is what order statistics and counts support."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from backends.latency import (
     Timed,
     change_point,
     mean_interval,
+    notes,
     percentile_interval,
     queries_needed,
     ratio_interval,
     time_in_turns,
+    time_steadily,
     timed,
     warm_up,
 )
@@ -106,6 +109,26 @@ def test_candidates_take_turns_in_an_order_that_rotates():
     assert "".join(name for name, _ in order) == "abc" + "bca" + "cab"
     assert [query for _, query in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert {name: len(t) for name, t in times.items()} == dict.fromkeys("abc", 3)
+
+
+def test_queries_lost_to_warming_up_are_made_up_for():
+    """A candidate that is slower at first: as many steady ones are left as were asked for."""
+    asked, slow = [], 30
+
+    def warming(query):
+        asked.append(query)
+        time.sleep(0.004 if len(asked) <= slow else 0.0005)
+
+    times = time_steadily({"a": warming}, 100)["a"]
+    assert len(times) > 100
+    assert len(times) - warm_up(times) >= 100
+    found = timed({"a": times}, 1)["a"]
+    assert list(found.percentiles()) == ["p50", "p90"]
+    short = Timed(1, np.ones(650), 0, None)
+    assert notes("x", [short], 700) == [
+        "x: 650 steady queries are too few for a p99, which takes 662"
+    ]
+    assert notes("x", [short], 100) == []
 
 
 def test_a_machine_that_slows_down_does_not_move_the_ratio():

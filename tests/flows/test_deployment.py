@@ -169,7 +169,7 @@ def test_a_limit_that_is_not_surely_kept_is_inconclusive(swept, tmp_path):
     ]  # fmt: skip
     missing = _measure(cell, base, Criterion("cost_per_million", "ceiling", 1.0))
     assert missing.verdict == "inconclusive"
-    assert "could not be measured" in missing.reason
+    assert "is not known" in missing.reason
 
 
 def test_a_declared_target_that_can_only_simulate_is_named(tmp_path):
