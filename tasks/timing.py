@@ -105,7 +105,11 @@ def take_times(
                             joules[one.name], largest)
             for one in contenders
         },
-        "notes": [note for one in contenders for note in latency.notes(one.name, found[one.name], settings.queries)],
+        "notes": [
+            note
+            for one in contenders
+            for note in latency.notes(one.name, found[one.name], settings.queries)
+        ],
     }  # fmt: skip
     return Times(detail, columns)
 
