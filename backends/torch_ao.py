@@ -1,7 +1,8 @@
-"""torchao: linear layers whose weights are its `Int8Tensor`, made of our codes and scales.
+"""torchao: linear layers whose weights are its tensors, made of our codes and scales.
 
-Its integer product takes int8 activations with one scale for each token, as they pass, or one
-static scale; without those the weight is widened to full precision as it is multiplied.
+Its integer product takes int8 weights and int8 activations with one scale for each token, as they
+pass, or one static scale. Without those, and for int1 to int7 and FP8, the weight is widened to
+full precision as it is multiplied. Codes of less than eight bits are stored a byte each.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchao.quantization import Int8Tensor, PerRow, PerTensor
+from torchao.float8.inference import Float8MMConfig
+from torchao.quantization import (
+    Float8Tensor,
+    Int8Tensor,
+    IntxUnpackedToInt8Tensor,
+    PerRow,
+    PerTensor,
+)
 from torchao.quantization.quant_primitives import MappingType
+from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.quantize_.workflows.int8.int8_tensor import (
     QuantizeTensorToInt8Kwargs,
 )
@@ -27,15 +36,19 @@ from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment
 from halfstep.batches import Batch, forward
 from halfstep.corrections import Awq
-from halfstep.formats import FORMATS
-from halfstep.granularity import PerAxis, PerToken
+from halfstep.formats import FORMATS, Uniform
+from halfstep.granularity import PerAxis, PerGroup, PerToken
 from halfstep.granularity import PerTensor as OneScale
 from halfstep.scheme import Scheme, Spec
-from halfstep.sites import Sites
+from halfstep.sites import Sites, WeightSite
+from halfstep.weights import QuantizedWeight
 
 STATE = "model.pt"
 FULL = FORMATS["int8_full"]
-SAFE = [Int8Tensor, QuantizeTensorToInt8Kwargs, PerRow, PerTensor, MappingType]
+EIGHT_BITS = (FULL, FORMATS["int8"])
+FLOATS = (FORMATS["fp8_e4m3"], FORMATS["fp8_e5m2"])
+SAFE = [Int8Tensor, IntxUnpackedToInt8Tensor, Float8Tensor, QuantizeTensorToInt8Kwargs, PerRow,
+        PerTensor, MappingType, Float8MMConfig, KernelPreference]  # fmt: skip
 """What a file may hold beside tensors: it is loaded with ``weights_only=True``."""
 PRODUCTS = {"_int_mm": "int8", "mm": "fp32", "addmm": "fp32", "bmm": "fp32", "baddbmm": "fp32",
             "convolution": "fp32"}  # fmt: skip
@@ -59,7 +72,7 @@ class TorchAo:
             return "corrections that divide activations have no place in its tensors"
         for weight in sites.weights:
             spec = scheme.weight_spec(weight, sites)
-            if spec is not None and (reason := _refused_weight(weight.kind, spec)):
+            if spec is not None and (reason := _refused_weight(weight, spec)):
                 return f"weight {weight.name}: {reason}"
         weights = {site.name: scheme.weight_spec(site, sites) for site in sites.weights}
         for active in sites.activations:
@@ -71,7 +84,8 @@ class TorchAo:
                     f"activation {active.name} enters a {active.kind} without a quantized weight; "
                     "keep it at full precision with sites.overrides"
                 )
-            if reason := _refused_activation(spec):
+            own = weights[active.weight]
+            if reason := _refused_activation(spec) or _refused_beside(own):
                 return f"activation {active.name}: {reason}"
         return ""
 
@@ -81,10 +95,7 @@ class TorchAo:
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         state |= {name: tensor for name, tensor in treatment.parameters.items() if name in state}
         for site, weight in treatment.weights.items():
-            rows = weight.by_row()
-            if rows is None:
-                raise ValueError(f"weight {site} has scales that do not belong to its rows")
-            made = _tensor(*rows, treatment.activations.get(site))
+            made = _tensor(weight, treatment.activations.get(site))
             own = [n for n, p in treatment.parameters.items() if p is weight.values]
             state |= dict.fromkeys(own, made)
         out = io.BytesIO()
@@ -95,16 +106,32 @@ class TorchAo:
         return _Model(artefact, model)
 
 
-def _refused_weight(kind: str, spec: Spec) -> str:
-    if kind != "linear":
+def _refused_weight(site: WeightSite, spec: Spec) -> str:
+    if site.kind != "linear":
         return (
-            f"it enters a {kind}, and torchao's int8 tensors are made for linear layers; keep it "
+            f"it enters a {site.kind}, and torchao's tensors are made for linear layers; keep it "
             "at full precision with sites.overrides"
         )
-    if spec.format not in (FULL, FORMATS["int8"]):
-        return f"{spec.format.name} is not built here: of torchao's tensors only the int8 one is"
-    if not isinstance(spec.granularity, PerAxis | OneScale):
-        return f"scales {spec.granularity} where its product takes one, or one a channel"
+    if spec.format in EIGHT_BITS + FLOATS:
+        if not isinstance(spec.granularity, PerAxis | OneScale):
+            return f"scales {spec.granularity} where its tensor takes one, or one a channel"
+        return ""
+    fmt = spec.format
+    if not isinstance(fmt, Uniform) or fmt.bits >= 8 or fmt.quant_min >= 0:
+        return f"torchao has no tensor here for {fmt.name}"
+    if isinstance(spec.granularity, PerAxis | OneScale):
+        return ""
+    if not isinstance(spec.granularity, PerGroup):
+        return f"scales {spec.granularity} where its tensor takes them a channel or a group"
+    if site.layout.shape[1] % spec.granularity.size:
+        return f"its rows of {site.layout.shape[1]} are no whole groups of {spec.granularity.size}"
+    return ""
+
+
+def _refused_beside(weight: Spec | None) -> str:
+    if weight is None or weight.format not in EIGHT_BITS:
+        name = weight.format.name if weight else "full-precision"
+        return f"it meets {name} weights, which torchao multiplies at full precision"
     return ""
 
 
@@ -116,8 +143,22 @@ def _refused_activation(spec: Spec) -> str:
     return ""
 
 
-def _tensor(codes: Tensor, scale: Tensor, treated: Any) -> Int8Tensor:
+def _tensor(weight: QuantizedWeight, treated: Any) -> Tensor:
     """Our codes as torchao's tensor, with how the activation is quantized on the way."""
+    fmt, codes = weight.spec.format, weight.codes()
+    scale, zero_point = weight.qparams.scale, weight.qparams.zero_point
+    if len(scale) == 1:  # one for the tensor: one a channel, all the same
+        scale, zero_point = (t.expand(len(codes), -1).contiguous() for t in (scale, zero_point))
+    block = [1, codes.shape[1] // scale.shape[1]]
+    if fmt in FLOATS:
+        return Float8Tensor(  # type: ignore[no-any-return]
+            codes, scale, block, kernel_preference=KernelPreference.TORCH, dtype=torch.float32
+        )
+    if fmt not in EIGHT_BITS:
+        return IntxUnpackedToInt8Tensor(  # type: ignore[no-any-return]
+            codes, scale, zero_point.to(torch.int8), getattr(torch, f"int{fmt.bits}"), block,
+            torch.float32, None,
+        )  # fmt: skip
     settings: dict[str, Any] = {}
     if treated is not None:
         static = isinstance(treated.quantizer, StaticQuantizer)
@@ -127,10 +168,9 @@ def _tensor(codes: Tensor, scale: Tensor, treated: Any) -> Int8Tensor:
         )
         if static:
             settings["act_quant_scale"] = treated.quantizer.qparams.scale
-    return Int8Tensor(
-        codes, scale[:, None], [1, codes.shape[1]], torch.float32,
-        zero_point=torch.zeros(len(codes), 1, dtype=torch.int8), **settings,
-    )  # fmt: skip
+    return Int8Tensor(  # type: ignore[no-any-return]
+        codes, scale, block, torch.float32, zero_point=zero_point.to(torch.int8), **settings
+    )
 
 
 class _Model(Deployed):

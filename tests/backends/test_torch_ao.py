@@ -33,10 +33,15 @@ NO_CONV = Override(names=("conv",), weights=None, activations=None)
 
 
 def scheme(
-    weights="int8", activations="int8_full", granularity=None, overrides=(NO_CONV,), **other
+    weights="int8",
+    activations="int8_full",
+    granularity=None,
+    overrides=(NO_CONV,),
+    weights_by=None,
+    **other,
 ):
     return Scheme(
-        Spec(FORMATS[weights], PerAxis(), "mse"),
+        Spec(FORMATS[weights], weights_by or PerAxis(), "mse"),
         Spec(FORMATS[activations], granularity or PerToken(), "minmax") if activations else None,
         overrides=overrides,
         backend="torchao",
@@ -50,8 +55,12 @@ def scheme(
         (scheme(), {"int8": 2}),
         (scheme("int8_full", granularity=PerTensor()), {"int8": 2}),
         (scheme(activations=None), {"fp32": 2}),
+        (scheme("int4", None, weights_by=PerGroup(16)), {"fp32": 2}),
+        (scheme("int3_asym", None), {"fp32": 2}),
+        (scheme("fp8_e4m3", None), {"fp32": 2}),
+        (scheme("fp8_e5m2", None), {"fp32": 2}),
     ],
-    ids=["dynamic", "static", "weight only"],
+    ids=["dynamic", "static", "weight only", "int4 by group", "int3", "e4m3", "e5m2"],
 )
 def test_outputs_are_the_simulations(net, chosen, ran):
     model, x, sites, treatments = net
@@ -69,6 +78,7 @@ def test_outputs_are_the_simulations(net, chosen, ran):
     assert torch.allclose(found, expected, rtol=0, atol=2e-6)
     nodes = [node for node in opened.nodes(x) if node.kind in ("_int_mm", "mm", "addmm")]
     assert {p: sum(n.precision == p for n in nodes) for p in ran} == ran
+    assert len(nodes) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,11 +86,11 @@ def test_outputs_are_the_simulations(net, chosen, ran):
     [
         (scheme(overrides=()), "weight conv: it enters a conv2d"),
         (scheme(activations="int8"), "torchao's scale is amax / 127.5: that is int8_full"),
-        (scheme("int4"), "weight first: int4 is not built here"),
-        (
-            Scheme(Spec(FORMATS["int8"], PerGroup(8), "minmax"), None, overrides=(NO_CONV,)),
-            "scales per_group(8)",
-        ),
+        (scheme("int4"), "activation first: it meets int4 weights, which torchao multiplies at"),
+        (scheme("nf4", None), "weight first: torchao has no tensor here for nf4"),
+        (scheme("uint4", None), "weight first: torchao has no tensor here for uint4"),
+        (scheme("int8", None, weights_by=PerGroup(8)), "scales per_group(8)"),
+        (scheme("int4", None, weights_by=PerGroup(10)), "are no whole groups of 10"),
         (
             scheme(overrides=(Override(names=("conv",), weights=None),)),
             "activation conv enters a conv2d without a quantized weight",
