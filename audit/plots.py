@@ -83,6 +83,10 @@ def error_against_size(result: Mapping[str, Any], task: Mapping[str, Any]) -> by
     return _png(figure, axes)
 
 
+SHAPES = "o^svP*"
+"""One a backend."""
+
+
 def quality_against_resource(
     result: Mapping[str, Any], task: Mapping[str, Any], resource: str
 ) -> bytes:
@@ -96,7 +100,8 @@ def quality_against_resource(
     for cell in result["cells"]:
         found = cell["measured"].get(resource)
         if cell["task"] == task["name"] and found and headline in cell["metrics"]:
-            colour, shape = STYLES[cell["verdict"]]
+            colour, _ = STYLES[cell["verdict"]]
+            shape = SHAPES[sorted({c["backend"] for c in result["cells"]}).index(cell["backend"])]
             y = cell["metrics"][headline]
             _measured(axes, found, y, colour, shape, f"{cell['backend']}, {cell['verdict']}")
             points.append((found["value"], y))

@@ -227,19 +227,28 @@ def timed(seconds: Mapping[str, np.ndarray], batch_size: int) -> dict[str, Timed
     }
 
 
-def notes(name: str, found: Sequence[Timed], queries: int) -> list[str]:
-    """What a reader must know of the times. ``queries``: how many single ones were asked for."""
-    single = found[0]
-    lost = [
-        f"{name}: {len(single.steady)} steady queries are too few for a p{100 * q:g}, which takes "
+def notes(found: Mapping[str, Sequence[Timed]], queries: int) -> list[str]:
+    """What a reader must know of the times.
+
+    Args:
+        found: of each contender, one a batch size, the single queries first.
+        queries: how many single ones were asked for.
+    """
+    told = [
+        f"{name}: {len(own[0].steady)} steady queries are too few for a p{100 * q:g}, which takes "
         f"{queries_needed(q)}"
+        for name, own in found.items()
         for q in PERCENTILES[1:]
-        if len(single.steady) < queries_needed(q) <= queries
+        if len(own[0].steady) < queries_needed(q) <= queries
     ]
-    return lost + [
-        f"{name}: no steady state at batch {t.batch_size}: the median moves by "
-        f"{t.shift.share:+.0%} "
-        f"after query {t.dropped + t.shift.at} (Pettitt's test, p = {t.shift.p_value:.1g})"
-        for t in found
-        if t.shift is not None
-    ]
+    for sized in zip(*found.values(), strict=True):
+        shifts = [t.shift for t in sized if t.shift is not None]
+        if shifts:
+            low, high = (f(s.share for s in shifts) for f in (min, max))
+            first = min(s.at for s in shifts) + sized[0].dropped
+            told.append(
+                f"no steady state at batch {sized[0].batch_size}: the median of {len(shifts)} of "
+                f"{len(sized)} contenders moves by {low:+.0%} to {high:+.0%} after query {first} "
+                "(Pettitt's test); ratios pair queries that ran together"
+            )
+    return told

@@ -105,11 +105,7 @@ def take_times(
                             joules[one.name], largest)
             for one in contenders
         },
-        "notes": [
-            note
-            for one in contenders
-            for note in latency.notes(one.name, found[one.name], settings.queries)
-        ],
+        "notes": latency.notes(found, settings.queries),
     }  # fmt: skip
     return Times(detail, columns)
 

@@ -125,10 +125,20 @@ def test_queries_lost_to_warming_up_are_made_up_for():
     found = timed({"a": times}, 1)["a"]
     assert list(found.percentiles()) == ["p50", "p90"]
     short = Timed(1, np.ones(650), 0, None)
-    assert notes("x", [short], 700) == [
+    assert notes({"x": [short]}, 700) == [
         "x: 650 steady queries are too few for a p99, which takes 662"
     ]
-    assert notes("x", [short], 100) == []
+    assert notes({"x": [short]}, 100) == []
+
+
+def test_what_moves_with_the_machine_is_told_once():
+    rng = np.random.default_rng(9)
+    drift = np.where(np.arange(700) < 400, 1.0, 1.4)
+    times = {name: rng.normal(level, 0.02, 700) * drift for name, level in (("a", 1), ("b", 3))}
+    found = {name: [Timed(1, own, 0, change_point(own))] for name, own in times.items()}
+    (note,) = notes(found, 700)
+    assert note.startswith("no steady state at batch 1: the median of 2 of 2 contenders moves by")
+    assert "+40% to +4" in note or "+39% to +40%" in note
 
 
 def test_a_machine_that_slows_down_does_not_move_the_ratio():

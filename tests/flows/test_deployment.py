@@ -108,6 +108,7 @@ def test_the_decision_says_what_was_bought(swept):
     rows = {row["what"]: row for row in result["decision"]["bought"]}
     assert {"accuracy", "weight_bytes", "latency_p50_ms", "cost_per_million"} <= set(rows)
     assert rows["weight_bytes"]["ratio"]["value"] < 1
+    assert "resident_bytes" not in rows  # read of a process for the one, counted for the other
     assert result["decision"]["target"]["declared"] == "here"
     client, run = MlflowClient(store.tracking_uri), result["run_id"]
 
