@@ -16,6 +16,7 @@ from evaluators.acceptance import (
     overall,
 )
 from evaluators.stopping import EARLY_SHARE
+from halfstep.interval import Interval
 from halfstep.scheme import Scheme
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
@@ -77,9 +78,10 @@ def select(
 ) -> tuple[Judgements, Scheme | None]:
     """Verdicts of all cells on the selection split, and the cheapest scheme that all tasks accept.
 
-    Of equally cheap ones that with fewer bit-operations is taken, then the one closest to the
-    reference (by the first task's measure of that), then the first of the matrix. Where backends
-    run some schemes only those can be chosen: a simulation is evidence, not an artefact.
+    Of equally cheap ones, and of those that a measured objective cannot tell apart, that with fewer
+    bit-operations is taken, then the one closest to the reference (by the first task's measure of
+    that), then the first of the matrix. Where backends run some schemes only those can be chosen: a
+    simulation is evidence, not an artefact.
     """
     judgements = _judge(loaded, references, cells, early=True)
     accepted = [
@@ -88,8 +90,20 @@ def select(
         if overall([j[scheme.name].verdict for j in judgements.values()]) == ACCEPT
         and (scheme.deployed or not loaded.plan.deploys)
     ]
-    cheapest = min(accepted, key=lambda cell: price(loaded.plan, cell[1]), default=None)
-    return judgements, cheapest[0] if cheapest else None
+    return judgements, cheapest(loaded.plan, accepted)
+
+
+def cheapest(plan: Plan, accepted: Sequence[tuple[Scheme, Evaluations]]) -> Scheme | None:
+    """The first by price of those whose objective may be the least, as far as its bounds tell."""
+    if not accepted:
+        return None
+    name = plan.tasks[0].name
+    least = min(objective(plan, done[name]) for _, done in accepted)
+    first = next(d[name] for _, d in accepted if objective(plan, d[name]) == least)
+    near = [
+        cell for cell in accepted if bounds(plan, cell[1][name]).low <= bounds(plan, first).high
+    ]
+    return min(near, key=lambda cell: price(plan, cell[1])[1:])[0]
 
 
 def price(plan: Plan, done: Evaluations) -> tuple[float, float, float]:
@@ -102,6 +116,11 @@ def price(plan: Plan, done: Evaluations) -> tuple[float, float, float]:
         own.resources["bit_operations"],
         distance(first, own),
     )
+
+
+def bounds(plan: Plan, done: Evaluated) -> Interval:
+    """The objective between its bounds; exact where it is counted."""
+    return done.measured.get(plan.objective) or Interval.exact(objective(plan, done))
 
 
 def objective(plan: Plan, done: Evaluated) -> float:

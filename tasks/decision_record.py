@@ -12,7 +12,7 @@ from evaluators.stopping import EARLY_SHARE
 from halfstep.digest import digest_json
 from halfstep.interval import Interval
 from halfstep.scheme import Scheme
-from tasks.decide import Decision, Evaluations, objective, price
+from tasks.decide import Decision, Evaluations, bounds, objective, price
 from tasks.load import Loaded
 
 SCHEMA = "halfstep-decision/4"
@@ -196,13 +196,18 @@ def _costlier(loaded: Loaded, done: Evaluations, best: Evaluations) -> str:
     """Why an accepted scheme lost to the chosen one: the first point in which it is behind."""
     plan = loaded.plan
     names = (plan.objective, "bit_operations", plan.tasks[0].evaluator.closeness)
+    first, same = plan.tasks[0].name, ""
+    ours, theirs = bounds(plan, done[first]), bounds(plan, best[first])
+    if ours.value != theirs.value and ours.low <= theirs.high:
+        same = f"{plan.objective} {ours.value:,.4g} and {theirs.value:,.4g} cannot be told apart; "
     for name, own, chosen in zip(names, price(plan, done), price(plan, best), strict=True):
-        if own != chosen:
+        if own != chosen and not (same and name == plan.objective):
             ratio = f", {own / chosen:.3f} times" if chosen > 0 and name != names[2] else ""
             what = "distance to the reference by " if name == names[2] else ""
-            same = "" if name == plan.objective else f"{plan.objective} is the same; "
+            if name != plan.objective:
+                same = same or f"{plan.objective} is the same; "
             return f"{same}{what}{name} {own:,.6g} against {chosen:,.6g}{ratio}"
-    return "equal in every point, and later in the matrix"
+    return f"{same}equal in every point, and later in the matrix"
 
 
 def _assumptions(loaded: Loaded) -> list[str]:
