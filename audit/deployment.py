@@ -145,11 +145,11 @@ def bought_lines(bought: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in bought:
         unit = UNITS.get(row["what"], "")
         lines.append(
-            f"| {row['what']} | {_digits(row['reference'])} {unit} | "
-            f"{_digits(row['chosen'])} {unit} | {between(row['ratio'])} |"
+            f"| {row['what']} | {_digits(row['reference'], 4)} {unit} | "
+            f"{_digits(row['chosen'], 4)} {unit} | {between(row['ratio'])} |"
         )
     return lines
 
 
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def _digits(value: float, digits: int = 3) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

@@ -97,8 +97,8 @@ def test_only_percentiles_that_70_queries_support_are_told(swept):
     assert told["reference"]["batches"][0]["speed_up"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert told[ORT]["cost"]["currency"] == "EUR"
     per_second = 1 / told[ORT]["cost"]["value"] * 0.5 / 3600 * 1e6
-    best = max(b["throughput"]["value"] for b in told[ORT]["batches"])
-    assert per_second == pytest.approx(best)
+    best = max((b["throughput"] for b in told[ORT]["batches"]), key=lambda t: t["low"])
+    assert per_second == pytest.approx(best["value"])
     assert told[ORT]["memory"]["artefact_bytes"] > 0
     assert told[ORT]["memory"]["resident_bytes"] is not None
     assert told["reference"]["memory"]["peak_activation_bytes"] >= 16 * 4 * 4
