@@ -19,6 +19,7 @@ PARAMS = (
     "weights.granularity",
     "activations.format",
     "activations.calibrator",
+    "backend",
 )
 CHEAPEST_FIRST = "weight_bytes_ratio"
 """Sorting by a metric also shows the children without their parents."""
