@@ -327,7 +327,9 @@ class _Activation:
         """Quantizes ``x``, unless that is what it holds."""
         if self._held and self._held[0].still(x) and self._held[1].same_as(quantizer):
             return
-        self._held, self._shifted = (Identity.of(x), quantizer), None
+        # Tensors of inference mode cannot be known again.
+        self._held = None if x.is_inference() else (Identity.of(x), quantizer)
+        self._shifted = None
         quantizer.to_grid(x, out=self.grid)
         # Saturated numbers have a finite sum; NaN has none, and would become some code.
         self.broken = not math.isfinite(self.grid.sum().item())

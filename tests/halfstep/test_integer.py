@@ -220,6 +220,18 @@ def test_an_operator_that_differs_is_not_used(net, monkeypatch):
         integer.available.cache_clear()
 
 
+def test_inference_mode_comes_to_the_same_bits(net):
+    model, x, treatments = net
+    with treatments.applied(scheme()) as quantized:
+        with torch.no_grad():
+            expected = quantized(x)
+        with torch.inference_mode():
+            found = quantized(x.clone())
+            again = quantized(x.clone())
+    assert torch.equal(found, expected)
+    assert torch.equal(again, expected)
+
+
 def test_nothing_is_left_changed(net):
     model, x, treatments = net
     before = model(x)
