@@ -221,7 +221,7 @@ def test_an_operator_that_differs_is_not_used(net, monkeypatch):
 
 
 def test_inference_mode_comes_to_the_same_bits(net):
-    model, x, treatments = net
+    _, x, treatments = net
     with treatments.applied(scheme()) as quantized:
         with torch.no_grad():
             expected = quantized(x)
