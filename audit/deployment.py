@@ -86,8 +86,8 @@ def truth(row: Mapping[str, Any]) -> list[str]:
         said.append(
             f"{task}: {found['differing']:.2%} of {found['examples']:,} examples differ from the "
             f"simulation in any bit; {found['closeness']} to it gives a gap of "
-            f"{found['gap']:.3g}; {found['metric']} {found['headline']:.4f}, simulated "
-            f"{found['simulated']:.4f}"
+            f"{_known(found['gap'], '.3g')}; {found['metric']} {_known(found['headline'], '.4f')}, "
+            f"simulated {_known(found['simulated'], '.4f')}"
         )
     sites, nodes = row["sites"], row["nodes"]
     if sites["compared"]:
@@ -149,6 +149,10 @@ def bought_lines(bought: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{_digits(row['chosen'], 4)} {unit} | {between(row['ratio'])} |"
         )
     return lines
+
+
+def _known(value: float | None, how: str) -> str:
+    return "no number" if value is None else format(value, how)
 
 
 def _digits(value: float, digits: int = 3) -> str:

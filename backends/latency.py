@@ -121,7 +121,8 @@ def mean_interval(times: np.ndarray, batches: int = 20) -> Interval:
     means = times[len(times) - batches * size :].reshape(batches, size).mean(1)
     half = stats.t.ppf(TOLD, batches - 1) * means.std(ddof=1) / math.sqrt(batches)
     mean = float(times.mean())
-    return Interval(mean, max(mean - float(half), 0.0), mean + float(half))
+    # One long pause makes Student's interval reach below every time that was seen.
+    return Interval(mean, max(mean - float(half), float(times.min())), mean + float(half))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +152,8 @@ class Timed:
     def throughput(self) -> Interval:
         """Examples a second: one query after the other, as many at once as the batch holds."""
         mean = mean_interval(self.steady)
-        low = self.batch_size / mean.high
-        high = self.batch_size / mean.low if mean.low > 0 else math.inf
-        return Interval(self.batch_size / mean.value, low, high)
+        n = self.batch_size
+        return Interval(n / mean.value, n / mean.high, n / mean.low)
 
 
 def ratio_interval(times: np.ndarray, reference: np.ndarray) -> Interval:

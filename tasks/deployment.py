@@ -29,7 +29,7 @@ from halfstep.interval import Interval
 from halfstep.scheme import Scheme
 from halfstep.treatments import CERTIFIED_EXAMPLES, Treatments
 from tasks import timing
-from tasks.decide import Evaluations, distance
+from tasks.decide import Evaluations
 from tasks.deployed import artefact, opened
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded
@@ -162,12 +162,16 @@ def _agreement(task: Task, done: Evaluated, simulated: Evaluated) -> dict[str, A
         "examples": len(ours),
         "differing": _differing(ours, theirs) / max(len(ours), 1),
         "closeness": closeness.name,
-        "gap": float(abs(closeness.loss(closeness.value(ours, theirs), best))),
+        "gap": _number(abs(closeness.loss(closeness.value(ours, theirs), best))),
         "metric": headline.name,
-        "headline": float(headline.value(ours, ours)),
-        "simulated": float(headline.value(theirs, theirs)),
-        "distance": distance(task, done),
+        "headline": _number(headline.value(ours, ours)),
+        "simulated": _number(headline.value(theirs, theirs)),
     }
+
+
+def _number(value: float) -> float | None:
+    """None where a metric has no value on these examples: JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _differing(ours: Outcomes, theirs: Outcomes) -> int:

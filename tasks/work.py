@@ -17,12 +17,13 @@ from pathlib import Path
 
 from audit.protocol import implementation
 from audit.store import SweepFolder
+from backends import backend
 from halfstep.errors import UserError
 from halfstep.observe import Part, canonical, observe_part
 from halfstep.scheme import Scheme
 from halfstep.treatments import Treatments, WeightKey
 from tasks.calibrate import calibrated_sites
-from tasks.cell import run_cell
+from tasks.cell import identity, run_cell
 from tasks.depot import Depot
 from tasks.evaluated import Evaluated
 from tasks.load import Loaded, set_up
@@ -192,6 +193,11 @@ def _weights(work: WeightsWork, loaded: Loaded, depot: Depot) -> float:
 
 
 def _cell(work: CellWork, loaded: Loaded, depot: Depot) -> float:
+    if work.scheme.deployed and identity(loaded, work.scheme, work.task, work.split)[1] != work.key:
+        raise Refused(
+            f"worker {platform.node()} has {work.scheme.backend} "
+            f"{backend(work.scheme.backend).version()}, the sweep's own machine another version"
+        )
     treatments, references = _treatments(work.kit)
     for key in work.weights:
         treatments.adopt(depot.unpack_made(key))

@@ -69,6 +69,14 @@ def test_the_bounds_of_a_mean_hold_for_times_that_hang_together():
     assert hits / 300 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)
 
 
+def test_one_long_pause_leaves_finite_bounds():
+    times = np.full(64, 0.001)
+    times[60] = 5.0
+    found = Timed(4, times, 0, None).throughput
+    assert math.isfinite(found.high)
+    assert found.low <= found.value <= found.high == 4000.0
+
+
 def test_warm_up_is_cut_and_a_steady_run_is_not():
     rng = np.random.default_rng(3)
     steady = rng.normal(1.0, 0.05, 500)

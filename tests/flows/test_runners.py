@@ -150,6 +150,34 @@ def test_a_worker_with_other_code_takes_no_part(tmp_path, store, monkeypatch):
                 crew=team_of(Depot(str(tmp_path / "depot"))))  # fmt: skip
 
 
+def test_deployed_cells_on_workers(tmp_path, store, monkeypatch):
+    """Their outcomes are those of one process; a worker with another version takes no part."""
+    import tasks.work
+    from backends import backend
+
+    def deployed(config):
+        config["matrix"] = {
+            "weights": {"format": "int8"},
+            "activations": {"format": "uint8"},
+            "backend": "onnxruntime",
+        }
+        config["deployment"] = {"queries": 64, "batch_sizes": [1]}
+
+    config = small_config(tmp_path, deployed)
+    plan, text = read_plan(config), config.read_text()
+    alone = conduct(plan, text, store)
+    crew = team_of(Depot(str(tmp_path / "depot")))
+    shared = conduct(plan, text, Store(tmp_path / "other"), crew=crew)
+    assert [c["outcomes_digest"] for c in shared["cells"]] == [
+        c["outcomes_digest"] for c in alone["cells"]
+    ]
+    assert shared["cells"][1]["artefact"] == alone["cells"][1]["artefact"]
+    real = tasks.work.identity
+    monkeypatch.setattr(tasks.work, "identity", lambda *args: (real(*args)[0], "another"))
+    with pytest.raises(UserError, match=f"has onnxruntime {backend('onnxruntime').version()}, the"):
+        conduct(plan, text, Store(tmp_path / "third"), crew=team_of(Depot(str(tmp_path / "d3"))))
+
+
 @pytest.mark.parametrize("count", [8, 16, SEGMENTS])
 def test_calibration_on_many_workers_merges_to_the_same_bits(tmp_path, store, count):
     """Real activations, real data: every observation, its growth and its channels."""
