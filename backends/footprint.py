@@ -35,7 +35,7 @@ def _onnxruntime(folder: Path, threads: int, inputs: dict[str, np.ndarray]):  # 
         str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
     names = [i.name for i in session.get_inputs()]
-    given = dict(zip(names, inputs.values(), strict=True))
+    given = {name: inputs[name] for name in names}
     yield
     session.run(None, given)
     yield
@@ -55,7 +55,7 @@ def _openvino(folder: Path, threads: int, inputs: dict[str, np.ndarray]):  # typ
     compiled = core.compile_model(core.read_model(folder / "model.onnx"), "CPU", settings)
     request = compiled.create_infer_request()
     names = [port.get_any_name() for port in compiled.inputs]
-    given = dict(zip(names, inputs.values(), strict=True))
+    given = {name: inputs[name] for name in names}
     yield
     request.infer(given)
     yield
