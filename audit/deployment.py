@@ -46,7 +46,7 @@ def contenders(detail: Mapping[str, Any]) -> list[dict[str, Any]]:
 def deployment_note(detail: Mapping[str, Any]) -> str:
     """The deployment's run: speed and size beside the reference, then whether simulation was
     right."""
-    timing = detail["timing"]
+    timing, rows = detail["timing"], contenders(detail)
     names = list(timing["contenders"][REFERENCE]["batches"][0]["percentiles"])
     lines = [
         f"Timed in turns on **{timing['machine']['name']}** "
@@ -57,7 +57,7 @@ def deployment_note(detail: Mapping[str, Any]) -> str:
         "| examples a second (batch) | bytes on disk | cost of a million |",
         "| --- " * (len(names) + 5) + "|",
     ]
-    for row in contenders(detail):
+    for row in rows:
         told = " | ".join(
             between(row["percentiles"].get(n)) if row["percentiles"].get(n) else "–" for n in names
         )
@@ -67,10 +67,10 @@ def deployment_note(detail: Mapping[str, Any]) -> str:
             f"{row['memory']['artefact_bytes']:,} | {cost_text(row)} |"
         )
     lines.append("")
-    for row in contenders(detail):
+    for row in rows:
         if row["name"] != REFERENCE:
             lines += [f"**{row['name']}**", "", *[f"- {text}" for text in truth(row)], ""]
-    lines += [f"> {note}\n" for note in [*timing["notes"], *missing(contenders(detail))]]
+    lines += [f"> {note}\n" for note in [*timing["notes"], *missing(rows)]]
     lines.append("`latency.csv`: every batch size. `sites.csv`: codes beside the simulation's. "
                  "`nodes.csv`: the kernels that ran.")  # fmt: skip
     return "\n".join(lines)

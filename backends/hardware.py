@@ -129,11 +129,7 @@ def target(name: str) -> Target:
 
 
 def _cpuinfo(*keys: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
+    for line in _lines("/proc/cpuinfo"):
         key, _, value = line.partition(":")
         if key.strip() in keys:
             return value.strip()

@@ -171,9 +171,7 @@ def ratio_interval(times: np.ndarray, reference: np.ndarray) -> Interval:
 
 
 def time_in_turns(
-    candidates: Mapping[str, Callable[[int], object]],
-    queries: int,
-    progress: Callable[[int], None] = lambda done: None,
+    candidates: Mapping[str, Callable[[int], object]], queries: int
 ) -> dict[str, np.ndarray]:
     """Seconds of each query of each candidate, float64 ``[queries]``.
 
@@ -192,7 +190,6 @@ def time_in_turns(
                 started = time.perf_counter()
                 candidates[name](query)
                 times[name][query] = time.perf_counter() - started
-            progress(len(names))
     finally:
         if collecting:
             gc.enable()

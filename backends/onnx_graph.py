@@ -150,14 +150,6 @@ def site_tensors(graph: ModelProto) -> dict[str, str]:
     return sites
 
 
-def unsigned_zero_point(quantizer: StaticQuantizer) -> int:
-    """Of the codes as uint8, which integer kernels are fastest with: signed formats are shifted by
-    128."""
-    zero_point = int(quantizer.qparams.zero_point)
-    signed = quantizer.qparams.format.quant_min < 0  # type: ignore[union-attr]
-    return zero_point + 128 if signed else zero_point
-
-
 def _quantize_activations(graph: ModelProto, treatment: Treatment) -> None:
     """Markers become a pair of nodes; those with the same input and qparams share one."""
     pairs: dict[tuple[str, float, int], tuple[str, str]] = {}
@@ -173,7 +165,7 @@ def _quantize_activations(graph: ModelProto, treatment: Treatment) -> None:
         site = helper.get_node_attr_value(node, "site").decode()
         quantizer = treatment.activations[site].quantizer
         assert isinstance(quantizer, StaticQuantizer)
-        key = (node.input[0], quantizer.scale, unsigned_zero_point(quantizer))
+        key = (node.input[0], quantizer.scale, quantizer.unsigned_zero_point)
         if key not in pairs:
             scale = _constant(graph, f"{site}.scale", np.float32(key[1]))
             zero_point = _constant(graph, f"{site}.zero_point", np.uint8(key[2]))

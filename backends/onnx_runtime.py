@@ -53,6 +53,13 @@ def feed(inputs: list[str], args: tuple[Tensor, ...], kwargs: dict[str, Tensor])
     return {name: given[name].numpy() for name in inputs}
 
 
+def feed_batch(inputs: list[str], batch: Batch) -> dict[str, Any]:
+    """A batch by the graph's names for its inputs."""
+    return (
+        feed(inputs, (batch,), {}) if isinstance(batch, Tensor) else feed(inputs, (), dict(batch))
+    )
+
+
 def returned(about: bytes, values: list[np.ndarray]) -> Any:
     """What the model returns: one tensor, or several by name."""
     names = json.loads(about)["outputs"]
@@ -108,8 +115,7 @@ class _Session(Deployed):
     def nodes(self, batch: Batch) -> list[NodeRun]:
         with tempfile.TemporaryDirectory() as folder:
             session = self._opened(self._data, str(Path(folder, "profile")))
-            given = ((batch,), {}) if isinstance(batch, Tensor) else ((), dict(batch))
-            session.run(None, feed(self._inputs, *given))
+            session.run(None, feed_batch(self._inputs, batch))
             events = json.loads(Path(session.end_profiling()).read_text())
         return [
             NodeRun(e["name"].removesuffix("_kernel_time"), e["args"]["op_name"],
@@ -126,8 +132,7 @@ class _Session(Deployed):
             helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in shown
         )
         session = self._opened(graph.SerializeToString())
-        given = ((batch,), {}) if isinstance(batch, Tensor) else ((), dict(batch))
-        values = session.run(shown, feed(self._inputs, *given))
+        values = session.run(shown, feed_batch(self._inputs, batch))
         found = dict(zip(shown, values, strict=True))
         return {site: torch.from_numpy(found[name]) for site, name in sites.items()}
 

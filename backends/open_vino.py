@@ -72,8 +72,7 @@ class _Compiled(Deployed):
 
     def nodes(self, batch: Batch) -> list[NodeRun]:
         request = self._opened(PERF_COUNT=True).create_infer_request()
-        given = ((batch,), {}) if isinstance(batch, Tensor) else ((), dict(batch))
-        request.infer(onnx_runtime.feed(self._inputs, *given))
+        request.infer(onnx_runtime.feed_batch(self._inputs, batch))
         return [
             NodeRun(info.node_name, info.node_type, _precision(info.node_type, info.exec_type),
                     info.real_time.total_seconds() * 1e6)

@@ -327,7 +327,7 @@ def _measure(cell: Candidate, reference: Candidate, rule: Criterion) -> Finding:
     value, reference_value = found.value, base.value if base else 0.0
     if rule.limit == MAX_RATIO:
         assert base is not None
-        found = Interval(value / base.value, found.low / base.high, found.high / base.low)
+        found = found.over(base)
     verdict = INCONCLUSIVE
     if found.high <= rule.margin:
         verdict = ACCEPT

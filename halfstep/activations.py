@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.calibrators import parse_calibrator
-from halfstep.formats import Format, NvFp4
+from halfstep.formats import Format, NvFp4, Uniform
 from halfstep.granularity import PerPosition, PerToken, PerTokenBlock
 from halfstep.observation import Observation
 from halfstep.observed import Sketched
@@ -49,6 +49,14 @@ class StaticQuantizer:
     @property
     def scale(self) -> float:
         return self._scale  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def unsigned_zero_point(self) -> int:
+        """Of integer codes as uint8, which kernels are fastest with: signed formats are shifted by
+        128."""
+        fmt, zero_point = self.qparams.format, int(self.qparams.zero_point)
+        assert isinstance(fmt, Uniform)
+        return zero_point + 128 if fmt.quant_min < 0 else zero_point
 
     def same_as(self, other: StaticQuantizer) -> bool:
         """True where both give the same numbers: equal format, scale and zero point."""

@@ -137,9 +137,8 @@ class _Product:
 
     @cached_property
     def zero_point(self) -> int:
-        """Of unsigned codes: signed formats are shifted by 128, so that all are unsigned."""
-        fmt = self.quantizer.qparams.format
-        return int(self.quantizer.qparams.zero_point) + (0 if fmt.quant_min == 0 else 128)  # type: ignore[union-attr]
+        """Of unsigned codes."""
+        return self.quantizer.unsigned_zero_point
 
     @cached_property
     def largest_sum(self) -> int:

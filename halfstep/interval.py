@@ -23,5 +23,9 @@ class Interval:
     def from_json(cls, found: Mapping[str, float]) -> Interval:
         return cls(found["value"], found["low"], found["high"])
 
+    def over(self, other: Interval) -> Interval:
+        """The ratio of two positive numbers, as far apart as their bounds allow."""
+        return Interval(self.value / other.value, self.low / other.high, self.high / other.low)
+
     def to_json(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}

@@ -127,9 +127,7 @@ def _bought(
 
 
 def _row(what: str, base: Interval, own: Interval) -> dict[str, Any]:
-    ratio = None
-    if base.low > 0:
-        ratio = Interval(own.value / base.value, own.low / base.high, own.high / base.low).to_json()
+    ratio = own.over(base).to_json() if base.low > 0 else None
     return {"what": what, "reference": base.value, "chosen": own.value, "ratio": ratio}
 
 

@@ -209,8 +209,8 @@ def _look_inside(
 def _site_row(site: str, treated: Treatment, ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     quantizer = treated.activations[site].quantizer
     assert isinstance(quantizer, StaticQuantizer)
-    signed = quantizer.qparams.format.quant_min < 0  # type: ignore[union-attr]
-    steps = (theirs.int() - (128 if signed else 0) - ours).abs()
+    shift = quantizer.unsigned_zero_point - int(quantizer.qparams.zero_point)
+    steps = (theirs.int() - shift - ours).abs()
     return {
         "site": site,
         "codes": steps.numel(),

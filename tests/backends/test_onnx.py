@@ -202,7 +202,7 @@ def test_weights_are_stored_as_our_codes(image):
         assert f"model.{site}.weight" not in held  # the float weight is gone
     quantizer = treatment.activations["2"].quantizer
     assert held["2.scale"] == np.float32(quantizer.scale)
-    assert held["2.zero_point"] == onnx_graph.unsigned_zero_point(quantizer)
+    assert held["2.zero_point"] == quantizer.unsigned_zero_point
 
 
 def test_a_corrections_divisor_is_part_of_the_graph(image):
