@@ -17,7 +17,6 @@ most 8 bits, the weight's symmetric, per tensor or per channel. All others are f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +30,9 @@ from torch.nn import functional as F
 from halfstep.activations import StaticQuantizer, TreatedActivation
 from halfstep.apply import SCRATCH_SHAPES, Treatment, applied, exchanged, quantizing
 from halfstep.batches import Batch, forward
+from halfstep.codes import Coded
 from halfstep.errors import first_line
 from halfstep.formats import Uniform
-from halfstep.identity import Identity
 from halfstep.intercept import Interception
 from halfstep.operators import Argument, Operand
 from halfstep.qparams import QParams
@@ -227,7 +226,7 @@ class _Running(Interception):
         self._proven = proven
         self._products: dict[str, _Product | None] = {}
         self._calls: dict[str, _Call | None] = {}
-        self._codes: dict[tuple[torch.Size, bool], _Activation] = {}
+        self._codes: dict[tuple[torch.Size, bool], Coded] = {}
 
     def multiply(
         self,
@@ -253,12 +252,13 @@ class _Running(Interception):
     def _multiplied(
         self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
-        codes = self._quantized(product, x, call)
-        if codes.broken:
+        x = product.treated.divided(x)
+        coded = self._coded(product, x, call)
+        if coded.broken:
             return None  # NaN stays NaN in fake-quantized products
         if name in self._proven:
-            return by_onednn(product, call, codes.unsigned(product.zero_point), bias)
-        return by_float(product, call, codes.grid, bias)
+            return by_onednn(product, call, coded.unsigned(x, product.quantizer), bias)
+        return by_float(product, call, coded.grid(x, product.quantizer), bias)
 
     def _product(
         self,
@@ -298,48 +298,15 @@ class _Running(Interception):
             self.read(6, "groups", 1),
         )  # fmt: skip
 
-    def _quantized(self, product: _Product, x: Tensor, call: _Call) -> _Activation:
-        x = product.treated.divided(x)
+    def _coded(self, product: _Product, x: Tensor, call: _Call) -> Coded:
         key = (x.shape, call.convolves)
         last = self._codes.get(key)
         if last is None:
             if len(self._codes) >= SCRATCH_SHAPES:  # texts come in many lengths
                 self._codes.pop(next(iter(self._codes)))
-            last = self._codes[key] = _Activation(x, channels_last=call.convolves)
+            last = self._codes[key] = Coded(channels_last=call.convolves)
         last.hold(x, product.quantizer)
         return last
-
-
-class _Activation:
-    """The last activation of some shape as grid points and as codes, in buffers that are used
-    again. A tensor that enters two products under equal qparams is quantized once."""
-
-    def __init__(self, x: Tensor, *, channels_last: bool) -> None:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.grid = torch.empty_like(x, memory_format=layout)
-        self._bytes = torch.empty_like(self.grid, dtype=torch.int8)
-        self._held: tuple[Identity, StaticQuantizer] | None = None
-        self._shifted: Tensor | None = None
-        self.broken = False
-
-    def hold(self, x: Tensor, quantizer: StaticQuantizer) -> None:
-        """Quantizes ``x``, unless that is what it holds."""
-        if self._held and self._held[0].still(x) and self._held[1].same_as(quantizer):
-            return
-        # Tensors of inference mode cannot be known again.
-        self._held = None if x.is_inference() else (Identity.of(x), quantizer)
-        self._shifted = None
-        quantizer.to_grid(x, out=self.grid)
-        # Saturated numbers have a finite sum; NaN has none, and would become some code.
-        self.broken = not math.isfinite(self.grid.sum().item())
-
-    def unsigned(self, zero_point: int) -> Tensor:
-        """The codes as uint8. Conversion to int8 takes an eighth of the time of one to uint8."""
-        if self._shifted is None:
-            shift = zero_point - 128
-            self._bytes.copy_(self.grid.add(shift) if shift else self.grid)
-            self._shifted = self._bytes.view(torch.uint8).bitwise_xor_(128)
-        return self._shifted
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
@@ -415,15 +382,16 @@ class _Proving(_Running):
     def _multiplied(
         self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
-        codes = self._quantized(product, x, call)
-        if codes.broken:
+        x = product.treated.divided(x)
+        coded = self._coded(product, x, call)
+        if coded.broken:
             return None
-        by_codes = by_float(product, call, codes.grid, bias)
+        by_codes = by_float(product, call, coded.grid(x, product.quantizer), bias)
         known = self._integers.remembered(product)
         if known is None:
             known = Proof(name, "float", 0, 0, product.largest_sum)
             if self._integers.kernel.integer:
-                native = by_onednn(product, call, codes.unsigned(product.zero_point), bias)
+                native = by_onednn(product, call, coded.unsigned(x, product.quantizer), bias)
                 differing = int((native != by_codes).sum())
                 kernel = "float" if differing else "onednn"
                 known = Proof(name, kernel, native.numel(), differing, product.largest_sum)
