@@ -16,6 +16,7 @@ from halfstep.errors import UserError
 from halfstep.scheme import SIMULATED
 
 _WHERE: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "inductor": ("backends.inductor:Inductor", ("torch",)),
     "onnxruntime": ("backends.onnx_runtime:OnnxRuntime", ("onnxruntime", "onnx")),
     "openvino": ("backends.open_vino:OpenVino", ("openvino", "onnx")),
     "torchao": ("backends.torch_ao:TorchAo", ("torchao",)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from backends.called import Called
 from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment, exchanged
-from halfstep.batches import Batch, forward
+from halfstep.batches import Batch
 from halfstep.intercept import Interception
 from halfstep.operators import Operand
 
@@ -54,28 +55,6 @@ class _Marker(torch.autograd.Function):
         return g.op(f"{DOMAIN}::Activation", x, site_s=site).setType(x.type())
 
 
-class _Called(nn.Module):
-    """A model that takes and gives tensors in fixed places, as the tracer wants it."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...] | None) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-        self.outputs: tuple[str, ...] | None = None
-
-    def forward(self, *inputs: Tensor) -> Any:
-        given: Batch = inputs[0]
-        if self.names is not None:
-            given = dict(zip(self.names, inputs, strict=True))
-        returned = forward(self.model, given)
-        if isinstance(returned, Tensor):
-            return returned
-        if isinstance(returned, Mapping):
-            tensors = {n: v for n, v in returned.items() if isinstance(v, Tensor)}
-            self.outputs = tuple(tensors)
-            return tuple(tensors.values())
-        raise TypeError(f"it returns {type(returned).__name__}, not tensors by name")
-
-
 def export(model: nn.Module, treatment: Treatment, example: Batch) -> Exported:
     """The graph of a model under a treatment.
 
@@ -96,7 +75,7 @@ def export(model: nn.Module, treatment: Treatment, example: Batch) -> Exported:
     for several in axes.values():
         several[0] = "batch"
     # In the mode of the model itself: the exporter puts back the mode that it found outermost.
-    called, target = _Called(model, names), io.BytesIO()
+    called, target = Called(model, names), io.BytesIO()
     called.training = model.training
 
     def mark(site: str, operand: Operand, x: Tensor) -> Tensor:
