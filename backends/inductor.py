@@ -71,13 +71,19 @@ class Inductor:
         return str(torch.__version__)
 
     def refuses(self, scheme: Scheme, sites: Sites) -> str:
-        return refused_weights(scheme, sites) or refused_activations(scheme, sites) or no_compiler()
+        return (
+            refused_weights(scheme, sites)
+            or refused_activations(scheme, sites)
+            or _refused_convolutions(scheme, sites)
+            or no_compiler()
+        )
 
     def build(
         self, model: nn.Module, sites: Sites, scheme: Scheme, treatment: Treatment, example: Batch
     ) -> Artefact:
         names = None if isinstance(example, Tensor) else tuple(example)
-        tensors = (example,) if isinstance(example, Tensor) else tuple(example.values())
+        given = (example,) if isinstance(example, Tensor) else tuple(example.values())
+        tensors = tuple(x.clone() for x in given)  # where a slice begins would be part of the graph
         called = Called(model, names).train(model.training)
         graph = _traced(called, treatment, tensors)
         _quantize_weights(graph, treatment)
@@ -105,6 +111,16 @@ class Inductor:
 
 
 _OPEN: OrderedDict[tuple[str, int], _Compiled] = OrderedDict()
+
+
+def _refused_convolutions(scheme: Scheme, sites: Sites) -> str:
+    for site in sites.activations:
+        if site.kind in ("conv1d", "conv3d") and scheme.activation_spec(site, sites) is not None:
+            return (
+                f"activation {site.name} enters a {site.kind}, and inductor has INT8 convolutions "
+                "of two dimensions only; keep it at full precision with sites.overrides"
+            )
+    return ""
 
 
 @lru_cache(maxsize=1)

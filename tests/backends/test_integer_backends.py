@@ -1,4 +1,4 @@
-"""The graph that ONNX Runtime and OpenVINO run: our codes, our scales, the simulation's outputs."""
+"""The graphs that integer kernels run: our codes, our scales, the simulation's outputs."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ from halfstep.formats import FORMATS
 from halfstep.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from halfstep.scheme import Scheme, Spec, skipping
 
-BACKENDS = ["onnxruntime", "openvino"]
+BACKENDS = ["onnxruntime", "openvino", "inductor"]
 onnxruntime = importlib.import_module("onnxruntime")
 onnx = importlib.import_module("onnx")
 
@@ -118,7 +118,7 @@ def test_outputs_are_the_simulations(image, name, weights, activations, granular
 @pytest.mark.parametrize("name", BACKENDS)
 def test_tables_attention_tied_weights_and_several_outputs(text, name):
     model, given, sites, treatments = text
-    chosen = scheme(name)
+    chosen = scheme(name, overrides=skipping(("conv",)) if name == "inductor" else ())
     runs = backend(name)
     assert runs.refuses(chosen, sites) == ""
     made = runs.build(model, sites, chosen, treatments.for_scheme(chosen), given)
@@ -132,8 +132,8 @@ def test_tables_attention_tied_weights_and_several_outputs(text, name):
             assert torch.allclose(found[key], value, atol=0.02 * float(value.abs().max()))
 
 
-def test_a_graph_with_a_fixed_length_is_refused():
-    """The tracer fixes the length of what nn.MultiheadAttention attends to."""
+@pytest.mark.parametrize("name", ["onnxruntime", "inductor"])
+def test_a_graph_with_a_fixed_size_is_refused(name):
     from halfstep.examples import Inputs
     from tasks.deployed import FIXED, check_shapes
 
@@ -142,13 +142,17 @@ def test_a_graph_with_a_fixed_length_is_refused():
             return x.reshape(int(x.shape[0]), -1)[:, :4]
 
     model, x = Fixed().eval(), torch.randn(8, 6)
-    chosen = scheme("onnxruntime")
-    runs = backend("onnxruntime")
-    made = runs.build(model, None, chosen, Treatment(), x[:2])
-    opened = runs.open(made, model, 1)
-    assert torch.equal(opened(x[:2]), model(x[:2]))
-    with pytest.raises(ValueError, match=FIXED):
+    chosen = scheme(name)
+    runs = backend(name)
+
+    def check():
+        made = runs.build(model, None, chosen, Treatment(), x[:2])
+        opened = runs.open(made, model, 1)
+        assert torch.equal(opened(x[:2]), model(x[:2]))
         check_shapes(opened, model, Inputs.of(x))
+
+    with pytest.raises(ValueError, match=FIXED if name == "onnxruntime" else "Constraints"):
+        check()
 
 
 def test_codes_are_the_simulations_site_by_site(image):
@@ -205,6 +209,20 @@ def test_weights_are_stored_as_our_codes(image):
     assert held["2.zero_point"] == quantizer.unsigned_zero_point
 
 
+def test_what_a_backend_keeps_compiled_is_bounded(image):
+    from backends import inductor
+
+    model, x, sites, treatments = image
+    runs = backend("inductor")
+    chosen = scheme("inductor")
+    made = runs.build(model, sites, chosen, treatments.for_scheme(chosen), x[:2])
+    opened = runs.open(made, model, 1)
+    assert runs.open(made, model, 1) is opened
+    for threads in range(2, inductor.KEPT + 2):
+        runs.open(made, model, threads)
+    assert runs.open(made, model, 1) is not opened
+
+
 def test_a_corrections_divisor_is_part_of_the_graph(image):
     model, x, sites, treatments = image
     chosen = scheme("onnxruntime", corrections=parse_corrections("smoothquant"))
@@ -231,6 +249,19 @@ def test_the_profile_says_what_ran_at_low_precision(image):
 
 
 @pytest.mark.parametrize(
+    ("activations", "expected"),
+    [("uint8", ["int8", "int8", "int8"]), (None, ["fp32", "fp32", "fp32"])],
+)
+def test_inductor_runs_every_product_on_codes(image, activations, expected):
+    model, x, sites, treatments = image
+    chosen = scheme("inductor", activations=activations)
+    runs = backend("inductor")
+    made = runs.build(model, sites, chosen, treatments.for_scheme(chosen), x[:2])
+    nodes = runs.open(made, model, 1).nodes(x)
+    assert [n.precision for n in nodes if n.precision != "other"] == expected
+
+
+@pytest.mark.parametrize(
     ("chosen", "because"),
     [
         (scheme("onnxruntime", "int4"), "int4 has 4 bits"),
@@ -252,6 +283,43 @@ def test_what_cannot_run_is_refused_with_the_reason(image, chosen, because):
     _, _, sites, _ = image
     for name in BACKENDS:
         assert because in backend(name).refuses(chosen, sites)
+
+
+def test_inductor_takes_two_dimensional_convolutions(text):
+    """Its pass gives one-dimensional ones the wrong shape (torch 2.13)."""
+    _, _, sites, _ = text
+    assert "activation conv enters a conv1d" in backend("inductor").refuses(
+        scheme("inductor"), sites
+    )
+
+
+def test_inductor_without_a_compiler_is_refused(image, monkeypatch):
+    from torch._inductor import cpp_builder
+
+    from backends import inductor
+
+    def missing():
+        raise RuntimeError("No working C++ compiler found in {'search': ('g++',)}")
+
+    _, _, sites, _ = image
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    inductor.no_compiler.cache_clear()
+    reason = backend("inductor").refuses(scheme("inductor"), sites)
+    inductor.no_compiler.cache_clear()
+    assert "needs a C++ compiler (g++ or clang++): No working C++ compiler" in reason
+
+
+def test_an_artefact_of_inductor_holds_no_data_and_no_path(image):
+    model, x, sites, treatments = image
+    chosen = scheme("inductor")
+    treatment = treatments.for_scheme(chosen)
+    made = [
+        backend("inductor").build(model, sites, chosen, treatment, rows) for rows in (x[:2], x[2:4])
+    ]
+    assert made[0].files == made[1].files  # of other examples
+    for data in made[0].files.values():
+        assert b"site-packages" not in data
+        assert __file__.encode() not in data
 
 
 def test_sites_left_out_are_not_refused(image):
