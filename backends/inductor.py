@@ -232,24 +232,40 @@ class _Compiled(Deployed):
             for node in self._exported.graph.nodes
         )
         self._compiled: dict[object, Callable[..., Any]] = {}
+        self._seen: set[tuple[torch.Size, ...]] = set()
         self.eval()
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        tensors = args if self._names is None else [kwargs[name] for name in self._names]
-        key = tuple(x.shape for x in tensors) if self._by_shape else None
+        tensors = args if self._names is None else tuple(kwargs[name] for name in self._names)
+        shapes = tuple(x.shape for x in tensors)
         with torch.no_grad():
-            if key not in self._compiled:
-                self._compiled[key] = torch.compile(
-                    # Its own code: torch counts how often one code is compiled, and gives up.
-                    self._exported.module(check_guards=False),
-                    dynamic=not self._by_shape,
-                    fullgraph=True,
-                )
-            with _freezing():
-                returned = self._compiled[key](*tensors)
-        return (
-            returned if self._outputs is None else dict(zip(self._outputs, returned, strict=True))
-        )
+            if shapes in self._seen:
+                returned = self._compiled[shapes if self._by_shape else None](*tensors)
+            else:
+                returned = self._first(shapes, tensors)
+        if self._outputs is None:
+            return returned
+        return dict(zip(self._outputs, returned, strict=True))
+
+    def _first(self, shapes: tuple[torch.Size, ...], tensors: tuple[Tensor, ...]) -> Any:
+        """Runs tensors of shapes that did not come before, and compiles where that needs it."""
+        key = shapes if self._by_shape else None
+        if key not in self._compiled:
+            self._compiled[key] = torch.compile(
+                # Its own code: torch counts how often one code is compiled, and gives up.
+                self._exported.module(check_guards=False),
+                dynamic=not self._by_shape,
+                fullgraph=True,
+                # Shapes are told apart here already; to look at every constant takes longer than a
+                # small model's products.
+                options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+                if self._by_shape
+                else None,
+            )
+        with _freezing():
+            returned = self._compiled[key](*tensors)
+        self._seen.add(shapes)
+        return returned
 
     def nodes(self, batch: Batch) -> list[NodeRun]:
         forward(self, batch)  # compiled
