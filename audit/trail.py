@@ -340,18 +340,35 @@ class Trail:
         self._client.log_inputs(run_id, datasets=inputs)
         self._written[run_id].inputs = [described_input(found) for found in inputs]
 
-    def end(self, run_id: str, tags: Mapping[str, str], note: str, ended: float, ok: bool) -> str:
+    def end(
+        self,
+        run_id: str,
+        tags: Mapping[str, str],
+        note: str,
+        ended: float,
+        ok: bool,
+        metrics: Mapping[str, float] | None = None,
+    ) -> str:
         """Tags a run, leaves its evidence and closes it; returns the digest of the evidence.
 
         The children come before their parent, whose evidence holds the digests of theirs.
+
+        Args:
+            metrics: what became known after the run's own record; a name of it stays its own.
         """
         marks = {PREFIX + name: value for name, value in tags.items()}
         marks[NOTE] = note[:LONGEST_NOTE]
-        self._client.log_batch(run_id, tags=[RunTag(*mark) for mark in marks.items()])
-        written = self._written[run_id]
+        written, at = self._written[run_id], round(ended * 1000)
+        late = {n: float(v) for n, v in (metrics or {}).items() if n not in written.metrics}
+        self._client.log_batch(
+            run_id,
+            [Metric(name, value, at, 0) for name, value in late.items()],
+            tags=[RunTag(*mark) for mark in marks.items()],
+        )
         written.tags |= marks
+        written.metrics |= {name: [(value, at, 0)] for name, value in late.items()}
         written.status = "FINISHED" if ok else "FAILED"
-        written.ended = max(round(ended * 1000), written.started)
+        written.ended = max(at, written.started)
         children = {
             child: digest
             for child, digest in self._sealed.items()

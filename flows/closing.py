@@ -244,16 +244,24 @@ def _close_runs(
     for cell in _evaluations(result):
         finished = cell["status"] == "finished"
         tags = {"verdict": cell["verdict"], "status": cell["status"]}
-        trail.end(run_ids[cell["key"]], tags, cell_note(cell), record.ended, finished)
+        own = _measured(cell)
+        trail.end(run_ids[cell["key"]], tags, cell_note(cell), record.ended, finished, own)
     for split, reference in _references(result):
         note = f"Full precision on the {split} split."
-        trail.end(run_ids[reference["key"]], {}, note, record.ended, True)
+        own = _measured(reference)
+        trail.end(run_ids[reference["key"]], {}, note, record.ended, True, own)
     if calibration is not None:
         note = calibration_note(result["calibration"])
         trail.end(run_ids[calibration.key], {}, note, record.ended, True)
     for kind, stage in result["stages"].items():
         trail.end(run_ids[stage["key"]], {}, STAGE_NOTES[kind](stage), record.ended, True)
     trail.add(parent_id, record, place)
+
+
+def _measured(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """What was timed, as metrics of the evaluation's run: to sort and to plot by. The bounds are
+    in the record of the deployment."""
+    return {name: found["value"] for name, found in evaluation["measured"].items()}
 
 
 def _close_parent(trail: Trail, parent_id: str, result: Mapping[str, Any], record: Record) -> str:

@@ -12,8 +12,10 @@ from recorded import small_config, small_sweep
 
 from audit.reading import TrackingStore
 from audit.store import Store
+from audit.trail import Trail
 from audit.verify import verify
 from backends import Artefact, backend
+from flows.conduct import conduct
 from flows.config import read_plan
 from flows.reproduce import reproduce
 from halfstep.batches import answer, forward
@@ -83,6 +85,18 @@ def test_simulated_cells_are_evidence_and_not_chosen(swept):
     assert times[result["decision"]["cell"]]["low"] <= fastest["high"]
     why = {a["name"]: a["why"] for a in result["decision"]["alternatives"]}
     assert why[NAME] == ["it is a simulation: evidence for the cell that a backend runs"]
+
+
+def test_what_was_measured_is_metrics_of_the_runs(swept):
+    store, result = swept
+    client = MlflowClient(store.tracking_uri)
+    reference = result["tasks"][0]["reference"]["selection"]
+    for evaluation in (*result["cells"][1:], reference):
+        metrics = client.get_run(evaluation["run_id"]).data.metrics
+        assert evaluation["measured"]
+        for name, found in evaluation["measured"].items():
+            assert metrics[name] == found["value"], name
+    assert "latency_p50_ms" not in client.get_run(result["cells"][0]["run_id"]).data.metrics
 
 
 def test_only_percentiles_that_70_queries_support_are_told(swept):
@@ -272,3 +286,28 @@ def test_a_backend_that_is_not_installed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'halfstep\[onnxruntime\]'"):
         backend("onnxruntime")
     assert read_plan(small_config(tmp_path, deployed)).deploys
+
+
+def test_a_sweep_that_dies_between_closed_cells_keeps_its_times(tmp_path, store, monkeypatch):
+    """Metrics that were logged before are not logged again, nor measured anew."""
+    real, closed = Trail.end, []
+
+    def deadly(self, run_id, *arguments):
+        digest = real(self, run_id, *arguments)
+        closed.append(run_id)
+        if len(closed) == 2:
+            raise RuntimeError("it died here")
+        return digest
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trail, "end", deadly)
+        with pytest.raises(BaseException, match="it died here"):
+            small_sweep(tmp_path, store, deployed)
+    client = MlflowClient(store.tracking_uri)
+    before = client.get_run(closed[1]).data.metrics["latency_p50_ms"]
+    path = small_config(tmp_path, deployed)
+    result = conduct(read_plan(path), path.read_text(), store)
+    history = client.get_metric_history(result["cells"][1]["run_id"], "latency_p50_ms")
+    assert [point.value for point in history] == [before]
+    assert result["cells"][1]["measured"]["latency_p50_ms"]["value"] == before
+    assert verify(TrackingStore(store)).findings == []
