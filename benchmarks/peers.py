@@ -11,12 +11,17 @@ pass over the calibration data and one evaluation pass a cell, by torch.
 ONNX Runtime appears twice: as its documentation writes it (`quantize_static` for each cell), and
 with its calibration shared by hand among the cells that can; it has no mse, for which its cheapest
 calibration, minmax, stands in. Its entropy uses 2048 bins where that can be said. NNCF (no entropy,
-no mse: both replaced by its cheapest) takes part where it is installed. Export to ONNX is not
-counted. halfstep's time holds the certificates and proofs of every cell.
+no mse: both replaced by its cheapest) and ModelOpt (2048 bins; simulates) take part where they are
+installed. Export to ONNX is not counted. halfstep's time holds the certificates and proofs of every
+cell.
+
+The floor counts the calibration pass once for the whole matrix, as halfstep needs it. Beside it, in
+brackets, stands the ratio to a floor that counts one for each cell, as tools that share none do.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import os
@@ -113,10 +118,11 @@ def _passes(model: nn.Module, batches: list[Batch]) -> None:
             forward(model, batch)
 
 
-def floor(subject: Subject) -> None:
-    _passes(subject.model, subject.calibration)
-    for _ in range(8):
-        _passes(subject.model, subject.evaluation)
+def floor(subject: Subject) -> tuple[float, float]:
+    """CPU seconds of one full-precision pass over the calibration data, and of an evaluation pass
+    for each of the eight cells."""
+    once = _cpu(lambda: _passes(subject.model, subject.calibration))
+    return once, _cpu(lambda: [_passes(subject.model, subject.evaluation) for _ in range(8)])
 
 
 def halfstep(subject: Subject, weights: str = "int8") -> None:
@@ -261,6 +267,37 @@ def nncf_openvino(subject: Subject) -> None:
                 request.infer(feed)
 
 
+def modelopt(subject: Subject) -> None:
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.calib import HistogramCalibrator
+    from modelopt.torch.quantization.model_calib import enable_stats_collection
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    for granularity in GRANULARITIES:
+        for name in CALIBRATORS:
+            calibrator = "max" if name == "minmax" else "histogram"
+            axis = 0 if granularity == "per_channel" else None
+            config = {
+                "quant_cfg": [
+                    {"quantizer_name": "*", "enable": False},
+                    {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": axis}},
+                    {"quantizer_name": "*input_quantizer",
+                     "cfg": {"num_bits": 8, "axis": None, "calibrator": calibrator}},
+                ],
+                "algorithm": None,
+            }  # fmt: skip
+            model = mtq.quantize(copy.deepcopy(subject.model), config)
+            enable_stats_collection(model)
+            _passes(model, subject.calibration)
+            for module in model.modules():
+                if isinstance(module, TensorQuantizer) and module.is_enabled:
+                    histogram = isinstance(module._calibrator, HistogramCalibrator)
+                    module.load_calib_amax(*[name] * histogram)
+                    module.enable_quant()
+                    module.disable_calib()
+            _passes(model, subject.evaluation)
+
+
 def contenders() -> Iterator[tuple[str, Callable[[Subject], None]]]:
     yield "halfstep", halfstep
     for weights in OTHER_FORMATS:
@@ -270,21 +307,25 @@ def contenders() -> Iterator[tuple[str, Callable[[Subject], None]]]:
         yield "ONNX Runtime, calibration shared", onnxruntime_shared
     if importlib.util.find_spec("nncf") and importlib.util.find_spec("openvino"):
         yield "NNCF with OpenVINO", nncf_openvino
+    if importlib.util.find_spec("modelopt"):
+        yield "ModelOpt", modelopt
 
 
 def measure(subject: Subject, rounds: int) -> None:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     tools = list(contenders())
     for number in range(rounds + 1):
-        base = _cpu(lambda: floor(subject))
+        calibration, evaluation = floor(subject)
+        base, by_cell = calibration + evaluation, 8 * calibration + evaluation
         for name, run in tools:
             took = _cpu(lambda run=run: run(subject))  # type: ignore[misc]
             if number:  # imports and first compilations are paid once a process
-                found.setdefault(name, []).append(took / base)
+                found.setdefault(name, []).append((took / base, took / by_cell))
             print(f"{subject.name} {number}: {name} {took:.2f} s over {base:.2f}", file=sys.stderr)
     print(f"\n{subject.name}: 8 cells, CPU seconds over the floor (median of {rounds})")
-    for name, ratios in found.items():
-        print(f"  {name:<36}{statistics.median(ratios):.2f}")
+    for name, pairs in found.items():
+        once, each = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"  {name:<36}{once:.2f} ({each:.2f})")
 
 
 def _cpu(act: Callable[[], object]) -> float:

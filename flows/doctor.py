@@ -178,9 +178,13 @@ def _integers() -> tuple[str, str]:
 def _backends() -> tuple[str, str]:
     from backends import BACKENDS, installed
 
-    missing = [name for name in BACKENDS if not installed(name)]
+    from backends.inductor import no_compiler
+
+    missing = {name: f"not installed: halfstep[{name}]" for name in BACKENDS if not installed(name)}
+    if reason := no_compiler():
+        missing["inductor"] = reason
     told = ", ".join(name for name in BACKENDS if name not in missing)
-    return "ok", told + "".join(f"; not installed: halfstep[{name}]" for name in missing)
+    return "ok", "; ".join((told, *missing.values()))
 
 
 def _accelerator() -> tuple[str, str]:

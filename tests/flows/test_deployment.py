@@ -311,3 +311,20 @@ def test_a_sweep_that_dies_between_closed_cells_keeps_its_times(tmp_path, store,
     assert [point.value for point in history] == [before]
     assert result["cells"][1]["measured"]["latency_p50_ms"]["value"] == before
     assert verify(TrackingStore(store)).findings == []
+
+
+def test_inductor_in_a_sweep(tmp_path, store):
+    def settings(config):
+        deployed(config)
+        config["matrix"]["backend"] = "inductor"
+
+    result = small_sweep(tmp_path, store, settings)
+    simulated, real = result["cells"]
+    assert {c["status"] for c in result["cells"]} == {"finished"}
+    assert result["decision"]["cell"] == real["name"] == f"{NAME} · inductor"
+    told = result["stages"]["deployment"]["schemes"][real["name"]]
+    (agreement,) = told["agreement"].values()
+    assert agreement["gap"] < 1e-6
+    assert agreement["differing"] < 0.1  # most answers are the simulation's, bit for bit
+    assert told["nodes"]["int8"] == told["nodes"]["products"] > 0
+    assert verify(TrackingStore(store)).findings == []
