@@ -28,11 +28,11 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.profiler import ProfilerActivity, profile
 
 from backends.backend import Artefact, Deployed, NodeRun
 from backends.called import Called
 from backends.integer_rules import refused_activations, refused_weights
+from backends.watch import operators
 from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment, exchanged
 from halfstep.batches import Batch, forward
@@ -49,14 +49,6 @@ CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 """In a graph with one of these, inductor's INT8 passes need every size (torch 2.13)."""
 KEPT = 4
 """Artefacts that stay compiled in a process: compiling takes longer than most measurements."""
-PRODUCTS = {
-    "onednn::qconv_pointwise": "int8", "onednn::qlinear_pointwise": "int8",
-    "onednn::qconv2d_pointwise": "int8",
-    "mkldnn::_convolution_pointwise": "fp32", "mkldnn::_linear_pointwise": "fp32",
-    "mkl::_mkl_linear": "fp32", "aten::addmm": "fp32", "aten::mm": "fp32", "aten::bmm": "fp32",
-    "aten::baddbmm": "fp32", "aten::convolution": "fp32",
-}  # fmt: skip
-"""Operators that multiply, as torch's profiler names them."""
 
 
 class Inductor:
@@ -103,7 +95,7 @@ class Inductor:
     def open(self, artefact: Artefact, model: nn.Module, threads: int) -> Deployed:
         key = artefact.digest, threads
         if key not in _OPEN:
-            _OPEN[key] = _Compiled(artefact)
+            _OPEN[key] = _Compiled(artefact, threads)
             while len(_OPEN) > KEPT:
                 _OPEN.popitem(last=False)
         _OPEN.move_to_end(key)
@@ -222,8 +214,9 @@ def _quantize_weights(graph: fx.GraphModule, treatment: Treatment) -> None:
 
 
 class _Compiled(Deployed):
-    def __init__(self, artefact: Artefact) -> None:
+    def __init__(self, artefact: Artefact, threads: int) -> None:
         super().__init__()
+        self._threads = threads
         about = json.loads(artefact.files[ABOUT])
         self._names, self._outputs = about["inputs"], about["outputs"]
         self._exported = torch.export.load(io.BytesIO(artefact.files[MODEL]))
@@ -262,31 +255,25 @@ class _Compiled(Deployed):
                 if self._by_shape
                 else None,
             )
-        with _freezing():
+        with _freezing(self._threads):
             returned = self._compiled[key](*tensors)
         self._seen.add(shapes)
         return returned
 
     def nodes(self, batch: Batch) -> list[NodeRun]:
-        forward(self, batch)  # compiled
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            forward(self, batch)
-        found: list[NodeRun] = []
-        for event in seen.events():
-            inner = event.cpu_parent is not None and "::" in event.cpu_parent.name
-            if "::" not in event.name or inner:
-                continue
-            number = sum(node.kind == event.name for node in found) + 1
-            precision = PRODUCTS.get(event.name, "other")
-            found.append(
-                NodeRun(f"{event.name}#{number}", event.name, precision, event.cpu_time_total)
-            )
-        return found
+        forward(self, batch)  # compiles
+        return operators(self, batch)
 
 
 @contextlib.contextmanager
-def _freezing() -> Iterator[None]:
-    """Weights become constants of the compiled code: without, no product of codes is found."""
-    with inductor_config.patch(freezing=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the compiler's word on its own internals
-        yield
+def _freezing(threads: int) -> Iterator[None]:
+    """Weights become constants of the compiled code: without, no product of codes is found. The
+    number of threads is compiled into its loops."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with inductor_config.patch(freezing=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the compiler's word on its own internals
+            yield
+    finally:
+        torch.set_num_threads(before)
