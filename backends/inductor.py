@@ -7,12 +7,11 @@ fuse what stands around them. It needs a C++ compiler.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -44,6 +43,8 @@ from halfstep.scheme import Scheme
 from halfstep.sites import Sites
 
 MODEL, ABOUT = "model.pt2", "model.json"
+# The compiler's word on its own internals.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
 DECOMPOSED = torch.ops.quantized_decomposed
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 """In a graph with one of these, inductor's INT8 passes need every size (torch 2.13)."""
@@ -95,7 +96,7 @@ class Inductor:
     def open(self, artefact: Artefact, model: nn.Module, threads: int) -> Deployed:
         key = artefact.digest, threads
         if key not in _OPEN:
-            _OPEN[key] = _Compiled(artefact, threads)
+            _OPEN[key] = _Compiled(artefact)
             while len(_OPEN) > KEPT:
                 _OPEN.popitem(last=False)
         _OPEN.move_to_end(key)
@@ -214,9 +215,8 @@ def _quantize_weights(graph: fx.GraphModule, treatment: Treatment) -> None:
 
 
 class _Compiled(Deployed):
-    def __init__(self, artefact: Artefact, threads: int) -> None:
+    def __init__(self, artefact: Artefact) -> None:
         super().__init__()
-        self._threads = threads
         about = json.loads(artefact.files[ABOUT])
         self._names, self._outputs = about["inputs"], about["outputs"]
         self._exported = torch.export.load(io.BytesIO(artefact.files[MODEL]))
@@ -225,55 +225,45 @@ class _Compiled(Deployed):
             for node in self._exported.graph.nodes
         )
         self._compiled: dict[object, Callable[..., Any]] = {}
-        self._seen: set[tuple[torch.Size, ...]] = set()
         self.eval()
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         tensors = args if self._names is None else tuple(kwargs[name] for name in self._names)
-        shapes = tuple(x.shape for x in tensors)
-        with torch.no_grad():
-            if shapes in self._seen:
-                returned = self._compiled[shapes if self._by_shape else None](*tensors)
-            else:
-                returned = self._first(shapes, tensors)
+        # What is compiled into the code, or would have it compiled anew.
+        key: tuple[object, ...] = (
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+        if self._by_shape:
+            key = (*key, *(x.shape for x in tensors))
+        compiled = self._compiled[key] if key in self._compiled else self._compile(key)
+        # Weights become constants of the code: without, no product of codes is found. At every
+        # call: torch compiles anew whenever something about it has changed.
+        before, inductor_config.freezing = inductor_config.freezing, True
+        try:
+            with torch.no_grad():
+                returned = compiled(*tensors)
+        finally:
+            inductor_config.freezing = before
         if self._outputs is None:
             return returned
         return dict(zip(self._outputs, returned, strict=True))
 
-    def _first(self, shapes: tuple[torch.Size, ...], tensors: tuple[Tensor, ...]) -> Any:
-        """Runs tensors of shapes that did not come before, and compiles where that needs it."""
-        key = shapes if self._by_shape else None
-        if key not in self._compiled:
-            self._compiled[key] = torch.compile(
-                # Its own code: torch counts how often one code is compiled, and gives up.
-                self._exported.module(check_guards=False),
-                dynamic=not self._by_shape,
-                fullgraph=True,
-                # Shapes are told apart here already; to look at every constant takes longer than a
-                # small model's products.
-                options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-                if self._by_shape
-                else None,
-            )
-        with _freezing(self._threads):
-            returned = self._compiled[key](*tensors)
-        self._seen.add(shapes)
-        return returned
+    def _compile(self, key: object) -> Callable[..., Any]:
+        options = None
+        if self._by_shape:
+            # Shapes are told apart here already; to look at every constant takes longer than a
+            # small model's products.
+            options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        self._compiled[key] = torch.compile(
+            # Its own code: torch counts how often one code is compiled, and gives up.
+            self._exported.module(check_guards=False),
+            dynamic=not self._by_shape,
+            fullgraph=True,
+            options=options,
+        )
+        return self._compiled[key]
 
     def nodes(self, batch: Batch) -> list[NodeRun]:
         forward(self, batch)  # compiles
         return operators(self, batch)
-
-
-@contextlib.contextmanager
-def _freezing(threads: int) -> Iterator[None]:
-    """Weights become constants of the compiled code: without, no product of codes is found. The
-    number of threads is compiled into its loops."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with inductor_config.patch(freezing=True), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the compiler's word on its own internals
-            yield
-    finally:
-        torch.set_num_threads(before)
