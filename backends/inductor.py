@@ -149,7 +149,7 @@ def _traced(called: Called, treatment: Treatment, tensors: tuple[Tensor, ...]) -
         scale, zero_point = treated.quantizer.scale, treated.quantizer.unsigned_zero_point
         fmt = treated.quantizer.qparams.format
         assert isinstance(fmt, Uniform)
-        shift = zero_point - int(treated.quantizer.qparams.zero_point)
+        shift = zero_point - treated.quantizer.zero_point
         limits = fmt.quant_min + shift, fmt.quant_max + shift
         codes = DECOMPOSED.quantize_per_tensor(x, scale, zero_point, *limits, torch.uint8)
         return DECOMPOSED.dequantize_per_tensor(  # type: ignore[no-any-return]

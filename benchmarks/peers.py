@@ -21,8 +21,10 @@ brackets, stands the ratio to a floor that counts one for each cell, as tools th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
 import logging
 import os
 import statistics
@@ -318,7 +320,8 @@ def measure(subject: Subject, rounds: int) -> None:
         calibration, evaluation = floor(subject)
         base, by_cell = calibration + evaluation, 8 * calibration + evaluation
         for name, run in tools:
-            took = _cpu(lambda run=run: run(subject))  # type: ignore[misc]
+            with contextlib.redirect_stdout(io.StringIO()):  # some tools talk
+                took = _cpu(lambda run=run: run(subject))  # type: ignore[misc]
             if number:  # imports and first compilations are paid once a process
                 found.setdefault(name, []).append((took / base, took / by_cell))
             print(f"{subject.name} {number}: {name} {took:.2f} s over {base:.2f}", file=sys.stderr)

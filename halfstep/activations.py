@@ -34,6 +34,7 @@ class StaticQuantizer:
         object.__setattr__(self, "_upper", float(upper))
         object.__setattr__(self, "_scale", float(self.qparams.scale))
         object.__setattr__(self, "_inverse", float(self.qparams.scale.reciprocal()))
+        object.__setattr__(self, "_zero_point", int(self.qparams.zero_point))
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Fake-quantizes ``x``, into ``out`` where one is given."""
@@ -51,19 +52,23 @@ class StaticQuantizer:
         return self._scale  # type: ignore[attr-defined, no-any-return]
 
     @property
+    def zero_point(self) -> int:
+        return self._zero_point  # type: ignore[attr-defined, no-any-return]
+
+    @property
     def unsigned_zero_point(self) -> int:
         """Of integer codes as uint8, which kernels are fastest with: signed formats are shifted by
         128."""
-        fmt, zero_point = self.qparams.format, int(self.qparams.zero_point)
+        fmt = self.qparams.format
         assert isinstance(fmt, Uniform)
-        return zero_point + 128 if fmt.quant_min < 0 else zero_point
+        return self.zero_point + 128 if fmt.quant_min < 0 else self.zero_point
 
     def same_as(self, other: StaticQuantizer) -> bool:
         """True where both give the same numbers: equal format, scale and zero point."""
         return self is other or (
             self.qparams.format is other.qparams.format
-            and torch.equal(self.qparams.scale, other.qparams.scale)
-            and torch.equal(self.qparams.zero_point, other.qparams.zero_point)
+            and self.scale == other.scale
+            and self.zero_point == other.zero_point
         )
 
     def qparams_for(self, x: Tensor) -> QParams:

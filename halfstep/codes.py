@@ -71,7 +71,7 @@ def in_passes(grid: Tensor, quantizer: StaticQuantizer) -> Tensor:
 
 def narrows_at_once(quantizer: StaticQuantizer) -> bool:
     """True where codes are grid points: at zero point 0."""
-    return int(quantizer.qparams.zero_point) == 0
+    return quantizer.zero_point == 0
 
 
 def at_once(x: Tensor, quantizer: StaticQuantizer) -> Tensor:
