@@ -77,7 +77,8 @@ class Inductor:
         names = None if isinstance(example, Tensor) else tuple(example)
         given = (example,) if isinstance(example, Tensor) else tuple(example.values())
         tensors = tuple(x.clone() for x in given)  # where a slice begins would be part of the graph
-        called = Called(model, names).train(model.training)
+        called = Called(model, names)
+        called.training = model.training  # its own mode only: the model's parts keep theirs
         graph = _traced(called, treatment, tensors)
         _quantize_weights(graph, treatment)
         axes = tuple(dict.fromkeys(range(x.dim()) if names else (0,), Dim.DYNAMIC) for x in tensors)
@@ -94,7 +95,7 @@ class Inductor:
         return Artefact({MODEL: out.getvalue(), ABOUT: json.dumps(about, sort_keys=True).encode()})
 
     def open(self, artefact: Artefact, model: nn.Module, threads: int) -> Deployed:
-        key = artefact.digest, threads
+        key = artefact.digest  # it runs on as many threads as torch does
         if key not in _OPEN:
             _OPEN[key] = _Compiled(artefact)
             while len(_OPEN) > KEPT:
@@ -103,7 +104,7 @@ class Inductor:
         return _OPEN[key]
 
 
-_OPEN: OrderedDict[tuple[str, int], _Compiled] = OrderedDict()
+_OPEN: OrderedDict[str, _Compiled] = OrderedDict()
 
 
 def _refused_convolutions(scheme: Scheme, sites: Sites) -> str:

@@ -319,7 +319,7 @@ def test_inductor_in_a_sweep(tmp_path, store):
         config["matrix"]["backend"] = "inductor"
 
     result = small_sweep(tmp_path, store, settings)
-    simulated, real = result["cells"]
+    _, real = result["cells"]
     assert {c["status"] for c in result["cells"]} == {"finished"}
     assert result["decision"]["cell"] == real["name"] == f"{NAME} · inductor"
     told = result["stages"]["deployment"]["schemes"][real["name"]]
