@@ -177,7 +177,6 @@ def _integers() -> tuple[str, str]:
 
 def _backends() -> tuple[str, str]:
     from backends import BACKENDS, installed
-
     from backends.inductor import no_compiler
 
     missing = {name: f"not installed: halfstep[{name}]" for name in BACKENDS if not installed(name)}
