@@ -20,6 +20,7 @@ import torch._inductor.config as inductor_config
 import torch.ao.quantization.fx._decomposed  # registers the operators of the graph
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.profiler_legacy import profile  # the newer one writes to stderr
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -31,7 +32,6 @@ from torch.fx.experimental.symbolic_shapes import (
 from backends.backend import Artefact, Deployed, NodeRun
 from backends.called import Called
 from backends.integer_rules import refused_activations, refused_weights
-from backends.watch import operators
 from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment, exchanged
 from halfstep.batches import Batch, forward
@@ -50,6 +50,14 @@ CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 """In a graph with one of these, inductor's INT8 passes need every size (torch 2.13)."""
 KEPT = 4
 """Artefacts that stay compiled in a process: compiling takes longer than most measurements."""
+
+PRODUCTS = {
+    "onednn::qconv_pointwise": "int8", "onednn::qlinear_pointwise": "int8",
+    "mkldnn::_convolution_pointwise": "fp32", "mkldnn::_linear_pointwise": "fp32",
+    "mkl::_mkl_linear": "fp32", "aten::convolution": "fp32",
+    "aten::mm": "fp32", "aten::addmm": "fp32", "aten::bmm": "fp32", "aten::baddbmm": "fp32",
+}  # fmt: skip
+"""The operators that multiply and accumulate, by the arithmetic that they do it in."""
 
 
 class Inductor:
@@ -267,4 +275,16 @@ class _Compiled(Deployed):
 
     def nodes(self, batch: Batch) -> list[NodeRun]:
         forward(self, batch)  # compiles
-        return operators(self, batch)
+        with profile() as seen:
+            forward(self, batch)
+        found: list[NodeRun] = []
+        for event in seen.function_events:
+            outermost = event.cpu_parent is None or "::" not in event.cpu_parent.name
+            if "::" not in event.name or not outermost:
+                continue
+            number = sum(node.kind == event.name for node in found) + 1
+            precision = PRODUCTS.get(event.name, "other")
+            found.append(
+                NodeRun(f"{event.name}#{number}", event.name, precision, event.cpu_time_total)
+            )
+        return found

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import io
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchao.float8.inference import Float8MMConfig
 from torchao.quantization import (
     Float8Tensor,
@@ -30,10 +32,9 @@ from torchao.quantization.quantize_.workflows.int8.int8_tensor import (
 )
 
 from backends.backend import Artefact, Deployed, NodeRun
-from backends.watch import operators
 from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment
-from halfstep.batches import Batch
+from halfstep.batches import Batch, forward
 from halfstep.corrections import Awq
 from halfstep.formats import FORMATS, Uniform
 from halfstep.granularity import PerAxis, PerGroup, PerToken
@@ -49,6 +50,8 @@ FLOATS = (FORMATS["fp8_e4m3"], FORMATS["fp8_e5m2"])
 SAFE = [Int8Tensor, IntxUnpackedToInt8Tensor, Float8Tensor, QuantizeTensorToInt8Kwargs, PerRow,
         PerTensor, MappingType, Float8MMConfig, KernelPreference]  # fmt: skip
 """What a file may hold beside tensors: it is loaded with ``weights_only=True``."""
+PRODUCTS = {"_int_mm": "int8", "mm": "fp32", "addmm": "fp32", "bmm": "fp32", "baddbmm": "fp32",
+            "convolution": "fp32"}  # fmt: skip
 
 
 class TorchAo:
@@ -185,4 +188,26 @@ class _Model(Deployed):
         return self.model(*args, **kwargs)
 
     def nodes(self, batch: Batch) -> list[NodeRun]:
-        return operators(self.model, batch)
+        watch = _Watch()
+        with torch.no_grad(), watch:
+            forward(self.model, batch)
+        return watch.seen
+
+
+class _Watch(TorchDispatchMode):
+    """Every operator that ran, with its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[NodeRun] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        started = time.perf_counter()
+        made = func(*args, **(kwargs or {}))
+        taken = (time.perf_counter() - started) * 1e6
+        kind = func.overloadpacket.__name__
+        name = f"{kind}#{sum(node.kind == kind for node in self.seen) + 1}"
+        self.seen.append(NodeRun(name, kind, PRODUCTS.get(kind, "other"), taken))
+        return made

@@ -285,6 +285,40 @@ def test_what_cannot_run_is_refused_with_the_reason(image, chosen, because):
         assert because in backend(name).refuses(chosen, sites)
 
 
+def test_inductor_compiles_a_model_of_linear_layers_for_every_length(text):
+    """Without convolutions one code serves all shapes; its profile too."""
+    model, given, _, _ = text
+    plain = _Pooled(model)
+    sites, treatments = treatments_of_batch(plain, given)
+    chosen, runs = scheme("inductor"), backend("inductor")
+    assert runs.refuses(chosen, sites) == ""
+    opened = runs.open(
+        runs.build(plain, sites, chosen, treatments.for_scheme(chosen), given), plain, 1
+    )
+    for other in (given, batch(3, 9, seed=3), batch(1, 4, seed=4), batch(1, 7, seed=5)):
+        with torch.no_grad(), treatments.applied(chosen.simulation) as simulated:
+            expected = simulated(**other)
+        assert torch.allclose(opened(**other), expected, atol=0.02 * float(expected.abs().max()))
+        nodes = [n.precision for n in opened.nodes(other) if n.precision != "other"]
+        # Of a single row the compiler makes plain code instead of the head's product.
+        assert nodes == ["int8"] * (1 if len(expected) == 1 else 2)
+    torch.use_deterministic_algorithms(True)  # it would have the code compiled anew
+    try:
+        assert {n.precision for n in opened.nodes(given)} == {"int8"}
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class _Pooled(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.table, self.inner, self.head = model.table, nn.Linear(8, 8), model.head
+
+    def forward(self, tokens, mask):
+        x = torch.tanh(self.inner(self.table(tokens)))
+        return self.head((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
 def test_inductor_takes_two_dimensional_convolutions(text):
     """Its pass gives one-dimensional ones the wrong shape (torch 2.13)."""
     _, _, sites, _ = text
