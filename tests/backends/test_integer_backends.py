@@ -10,13 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from backends import Artefact, backend, onnx_graph
+from backends.inductor import no_compiler
 from halfstep.apply import Treatment
 from halfstep.corrections import parse_corrections
 from halfstep.formats import FORMATS
 from halfstep.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from halfstep.scheme import Scheme, Spec, skipping
 
-BACKENDS = ["onnxruntime", "openvino", "inductor"]
+compiling = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
+BACKENDS = ["onnxruntime", "openvino", pytest.param("inductor", marks=compiling)]
 onnxruntime = importlib.import_module("onnxruntime")
 onnx = importlib.import_module("onnx")
 
@@ -132,7 +134,7 @@ def test_tables_attention_tied_weights_and_several_outputs(text, name):
             assert torch.allclose(found[key], value, atol=0.02 * float(value.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "inductor"])
+@pytest.mark.parametrize("name", [BACKENDS[0], BACKENDS[2]])
 def test_a_graph_with_a_fixed_size_is_refused(name):
     from halfstep.examples import Inputs
     from tasks.deployed import FIXED, check_shapes
@@ -209,6 +211,7 @@ def test_weights_are_stored_as_our_codes(image):
     assert held["2.zero_point"] == quantizer.unsigned_zero_point
 
 
+@compiling
 def test_what_a_backend_keeps_compiled_is_bounded(image):
     from backends import inductor
 
@@ -248,6 +251,7 @@ def test_the_profile_says_what_ran_at_low_precision(image):
     assert {n.precision for n in runs.open(made, model, 1).nodes(x)} <= {"fp32", "other"}
 
 
+@compiling
 @pytest.mark.parametrize(
     ("activations", "expected"),
     [("uint8", ["int8", "int8", "int8"]), (None, ["fp32", "fp32", "fp32"])],
@@ -281,10 +285,11 @@ def test_inductor_runs_every_product_on_codes(image, activations, expected):
 )  # fmt: skip
 def test_what_cannot_run_is_refused_with_the_reason(image, chosen, because):
     _, _, sites, _ = image
-    for name in BACKENDS:
+    for name in ("onnxruntime", "openvino", "inductor"):
         assert because in backend(name).refuses(chosen, sites)
 
 
+@compiling
 def test_inductor_compiles_a_model_of_linear_layers_for_every_length(text):
     """Without convolutions one code serves all shapes; its profile too."""
     model, given, _, _ = text

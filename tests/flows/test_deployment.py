@@ -15,6 +15,7 @@ from audit.store import Store
 from audit.trail import Trail
 from audit.verify import verify
 from backends import Artefact, backend
+from backends.inductor import no_compiler
 from flows.conduct import conduct
 from flows.config import read_plan
 from flows.reproduce import reproduce
@@ -313,6 +314,7 @@ def test_a_sweep_that_dies_between_closed_cells_keeps_its_times(tmp_path, store,
     assert verify(TrackingStore(store)).findings == []
 
 
+@pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
 def test_inductor_in_a_sweep(tmp_path, store):
     def settings(config):
         deployed(config)
