@@ -43,8 +43,6 @@ from halfstep.scheme import Scheme
 from halfstep.sites import Sites
 
 MODEL, ABOUT = "model.pt2", "model.json"
-# The compiler's word on its own internals.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
 DECOMPOSED = torch.ops.quantized_decomposed
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 """In a graph with one of these, inductor's INT8 passes need every size (torch 2.13)."""
@@ -250,7 +248,8 @@ class _Compiled(Deployed):
         # call: torch compiles anew whenever something about it has changed.
         before, inductor_config.freezing = inductor_config.freezing, True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's word on its own internals
                 returned = compiled(*tensors)
         finally:
             inductor_config.freezing = before
