@@ -10,12 +10,21 @@ from torch import Tensor, nn
 from halfstep.batches import Batch, forward
 
 
+def in_places(batch: Batch) -> tuple[tuple[str, ...] | None, tuple[Tensor, ...]]:
+    """A batch's tensors in fixed places, and their names where it has any."""
+    if isinstance(batch, Tensor):
+        return None, (batch,)
+    return tuple(batch), tuple(batch.values())
+
+
 class Called(nn.Module):
     """A model that takes and gives tensors in fixed places."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...] | None) -> None:
         super().__init__()
         self.model, self.names = model, names
+        # Of the outermost module only: exporters put back the mode that they found there.
+        self.training = model.training
         self.outputs: tuple[str, ...] | None = None
         """Names of what the model returned, where it was several; None for one tensor."""
 

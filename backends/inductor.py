@@ -30,7 +30,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from backends.backend import Artefact, Deployed, NodeRun
-from backends.called import Called
+from backends.called import Called, in_places
 from backends.integer_rules import refused_activations, refused_weights
 from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment, exchanged
@@ -80,11 +80,9 @@ class Inductor:
     def build(
         self, model: nn.Module, sites: Sites, scheme: Scheme, treatment: Treatment, example: Batch
     ) -> Artefact:
-        names = None if isinstance(example, Tensor) else tuple(example)
-        given = (example,) if isinstance(example, Tensor) else tuple(example.values())
+        names, given = in_places(example)
         tensors = tuple(x.clone() for x in given)  # where a slice begins would be part of the graph
         called = Called(model, names)
-        called.training = model.training  # its own mode only: the model's parts keep theirs
         graph = _traced(called, treatment, tensors)
         _quantize_weights(graph, treatment)
         axes = tuple(dict.fromkeys(range(x.dim()) if names else (0,), Dim.DYNAMIC) for x in tensors)
@@ -156,7 +154,7 @@ def _traced(called: Called, treatment: Treatment, tensors: tuple[Tensor, ...]) -
         scale, zero_point = treated.quantizer.scale, treated.quantizer.unsigned_zero_point
         fmt = treated.quantizer.qparams.format
         assert isinstance(fmt, Uniform)
-        shift = zero_point - treated.quantizer.zero_point
+        shift = treated.quantizer.unsigned_shift
         limits = fmt.quant_min + shift, fmt.quant_max + shift
         codes = DECOMPOSED.quantize_per_tensor(x, scale, zero_point, *limits, torch.uint8)
         return DECOMPOSED.dequantize_per_tensor(  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from backends.called import Called
+from backends.called import Called, in_places
 from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment, exchanged
 from halfstep.batches import Batch
@@ -65,8 +65,7 @@ def export(model: nn.Module, treatment: Treatment, example: Batch) -> Exported:
     Raises:
         ValueError: something in the model or the treatment has no place in the graph; says what.
     """
-    names = None if isinstance(example, Tensor) else tuple(example)
-    tensors = (example,) if isinstance(example, Tensor) else tuple(example.values())
+    names, tensors = in_places(example)
     inputs = names or ("input",)
     axes = {
         name: {d: f"{name}_{d}" for d in (range(x.dim()) if names else (0,))}
@@ -74,9 +73,7 @@ def export(model: nn.Module, treatment: Treatment, example: Batch) -> Exported:
     }
     for several in axes.values():
         several[0] = "batch"
-    # In the mode of the model itself: the exporter puts back the mode that it found outermost.
     called, target = Called(model, names), io.BytesIO()
-    called.training = model.training
 
     def mark(site: str, operand: Operand, x: Tensor) -> Tensor:
         treated = treatment.activations.get(site)

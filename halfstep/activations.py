@@ -56,12 +56,16 @@ class StaticQuantizer:
         return self._zero_point  # type: ignore[attr-defined, no-any-return]
 
     @property
-    def unsigned_zero_point(self) -> int:
-        """Of integer codes as uint8, which kernels are fastest with: signed formats are shifted by
-        128."""
+    def unsigned_shift(self) -> int:
+        """What makes uint8 of integer codes, which kernels are fastest with: 128 where signed."""
         fmt = self.qparams.format
         assert isinstance(fmt, Uniform)
-        return self.zero_point + 128 if fmt.quant_min < 0 else self.zero_point
+        return 128 if fmt.quant_min < 0 else 0
+
+    @property
+    def unsigned_zero_point(self) -> int:
+        """Of integer codes as uint8."""
+        return self.zero_point + self.unsigned_shift
 
     def same_as(self, other: StaticQuantizer) -> bool:
         """True where both give the same numbers: equal format, scale and zero point."""

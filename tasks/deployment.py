@@ -209,8 +209,7 @@ def _look_inside(
 def _site_row(site: str, treated: Treatment, ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     quantizer = treated.activations[site].quantizer
     assert isinstance(quantizer, StaticQuantizer)
-    shift = quantizer.unsigned_zero_point - int(quantizer.qparams.zero_point)
-    steps = (theirs.int() - shift - ours).abs()
+    steps = (theirs.int() - quantizer.unsigned_shift - ours).abs()
     return {
         "site": site,
         "codes": steps.numel(),
