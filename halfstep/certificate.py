@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from halfstep.qparams import QParams
 FLOAT32_SLACK = 2.0**-22
 """Relative to the value itself: the two float32 multiplications around the rounding, and the
 rounding of the reciprocal, move a value by at most three times 2**-24 of it."""
+
+PART = 2**15
+"""Elements that are checked at a time."""
 
 
 class BoundViolated(Exception):
@@ -90,30 +94,23 @@ def certify(
         BoundViolated: an in-range element moved further than its bound.
     """
     fmt = qparams.format
-    exact = x.double()
-    scale = qparams.scale.double() if fmt.scaled else torch.ones(1, dtype=torch.float64)
-    lower, upper = (end.double() for end in fmt.limits(qparams.zero_point))
-    u = exact / scale
-    error = (approximation.double() - exact).abs()
-    beyond = torch.maximum(lower - u, u - upper).clamp(min=0.0)
-    half_gap = fmt.gap(torch.maximum(torch.minimum(u, upper), lower)).double() / 2
-    bound = 2 * gaps * half_gap * scale + FLOAT32_SLACK * exact.abs()
-    in_range = beyond <= half_gap
-    ratio = torch.where(in_range, error / bound, 0.0)
-    noise = float(error.square().sum())
-    signal = float(exact.square().sum())
+    found = [
+        _measured(part, approximations, own, gaps)
+        for part, approximations, own in _in_parts(x, approximation, qparams)
+    ]
+    noise, signal = (math.fsum(column) for column in zip(*[m.powers for m in found], strict=True))
     certificate = Certificate(
         site=site,
         target=target,
         of=of or target,
         format=fmt.name,
         elements=x.numel(),
-        error_over_bound=float(ratio.max()),
-        max_error=float(error.max()),
-        max_in_range_error=float(torch.where(in_range, error, 0.0).max()),
-        step=float(scale.max()),
-        clipped=int((~in_range).sum()),
-        clip_excess=float(torch.where(in_range, 0.0, beyond * scale).max()),
+        error_over_bound=_largest(m.error_over_bound for m in found),
+        max_error=_largest(m.error for m in found),
+        max_in_range_error=_largest(m.in_range_error for m in found),
+        step=float(qparams.scale.double().max()) if fmt.scaled else 1.0,
+        clipped=sum(m.clipped for m in found),
+        clip_excess=_largest(m.clip_excess for m in found),
         bound_in_gaps=gaps,
         clips_by_design=fmt.clips,
         sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
@@ -125,3 +122,60 @@ def certify(
             f"of its bound under {fmt.name}"
         )
     return certificate
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of some of the elements."""
+
+    error_over_bound: float
+    error: float
+    in_range_error: float
+    clipped: int
+    clip_excess: float
+    powers: tuple[float, float]
+    """Sums of squares of the errors, and of the values."""
+
+
+def _measured(x: Tensor, approximation: Tensor, qparams: QParams, gaps: float) -> _Measured:
+    fmt = qparams.format
+    exact = x.double()
+    scale = qparams.scale.double() if fmt.scaled else torch.ones((), dtype=torch.float64)
+    lower, upper = (end.double() for end in fmt.limits(qparams.zero_point))
+    u = exact / scale
+    error = approximation.double().sub_(exact).abs_()
+    half_gap = fmt.gap(u.clamp(lower, upper)).double() / 2
+    bound = (exact.abs() * FLOAT32_SLACK).add_(2 * gaps * half_gap * scale)
+    largest = float(error.max())
+    beyond = torch.maximum(lower - u, u - upper).clamp_(min=0.0)
+    out = ~(beyond <= half_gap)  # NaN is out of every range
+    clipped, excess, in_range = int(out.sum()), 0.0, largest
+    ratio = error / bound
+    if clipped:
+        excess = float(torch.where(out, beyond * scale, 0.0).max())
+        in_range = float(error.masked_fill(out, 0.0).max())
+        ratio.masked_fill_(out, 0.0)
+    powers = float(error.square_().sum()), float(exact.square_().sum())
+    return _Measured(float(ratio.max()), largest, in_range, clipped, excess, powers)
+
+
+def _largest(values: Iterable[float]) -> float:
+    """NaN where any is, unlike Python's ``max``."""
+    return float(torch.tensor(list(values), dtype=torch.float64).max())
+
+
+def _in_parts(
+    x: Tensor, approximation: Tensor, qparams: QParams
+) -> Iterator[tuple[Tensor, Tensor, QParams]]:
+    """Some rows at a time, so that what is made on the way stays in the processor's cache."""
+    rows = max(1, PART * len(x) // max(x.numel(), 1)) if x.dim() else 0
+    if not 0 < rows < len(x):
+        yield x, approximation, qparams
+        return
+    by_row = qparams.scale.dim() == x.dim() and len(qparams.scale) == len(x)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        own = qparams
+        if by_row:
+            own = replace(qparams, scale=qparams.scale[part], zero_point=qparams.zero_point[part])
+        yield x[part], approximation[part], own

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,6 +65,9 @@ class Proof:
     operation: str
     kernel: str
     """``onednn``, or ``float`` where the integer operator was not used."""
+    zero_points: tuple[int, ...]
+    """Of the unsigned codes that the integer operator may be given: those that it was tried with,
+    where nothing differed."""
     compared: int
     """Outputs that were compared; 0 where there was nothing to compare with."""
     differing: int
@@ -74,6 +78,7 @@ class Proof:
         return {
             "operation": self.operation,
             "kernel": self.kernel,
+            "zero_points": " ".join(map(str, self.zero_points)),
             "compared": self.compared,
             "differing": self.differing,
             "largest_sum": self.largest_sum,
@@ -103,21 +108,21 @@ class _Weight:
         self.column = scale.reshape(-1, 1, 1)  # beside a convolution's outputs [n, out, h, w]
         self.magnitude = int(codes.reshape(len(codes), -1).int().abs().sum(1).max())
         self.zero_points = torch.zeros(len(codes), dtype=torch.int32)
-        self._packed: dict[object, Tensor] = {}
+        self._packed: dict[_Call, Tensor] = {}
 
-    def packed(self, call: _Call, scale: float, zero_point: int, shape: Sequence[int]) -> Tensor:
-        """As oneDNN wants it."""
-        key = (call, scale, zero_point) if call.convolves else call
-        if key not in self._packed:
+    def packed(self, call: _Call, shape: Sequence[int]) -> Tensor:
+        """As oneDNN wants it. The scale and zero point of the activation, which it asks for, do
+        not change the result; every product is proven with what was packed without them."""
+        if call not in self._packed:
             if call.convolves:
                 made = torch.ops.onednn.qconv_prepack(
-                    self.codes, self.scale, scale, zero_point, call.stride, call.padding,
+                    self.codes, self.scale, 1.0, 0, call.stride, call.padding,
                     call.dilation, call.groups, list(shape),
                 )  # fmt: skip
             else:
                 made = torch.ops.onednn.qlinear_prepack(self.codes, list(shape))
-            self._packed[key] = made
-        return self._packed[key]
+            self._packed[call] = made
+        return self._packed[call]
 
 
 def _weight(quantized: QuantizedWeight) -> _Weight | None:
@@ -133,11 +138,6 @@ class _Product:
     treated: TreatedActivation
     quantizer: StaticQuantizer
     weight: _Weight
-
-    @cached_property
-    def zero_point(self) -> int:
-        """Of unsigned codes."""
-        return self.quantizer.unsigned_zero_point
 
     @cached_property
     def largest_sum(self) -> int:
@@ -168,7 +168,7 @@ class Integers:
             with applied(model, treatment):
                 yield model
             return
-        proven = frozenset(p.operation for p in proofs if p.kernel != "float")
+        proven = {p.operation: p.zero_points for p in proofs}
         with exchanged(model, treatment.parameters):
             mode = _Running(self, treatment, proven)
             with mode.over(model):
@@ -219,7 +219,16 @@ def _integer(quantizer: object) -> bool:
 class _Running(Interception):
     """Runs the products that qualify in integer arithmetic, the others fake-quantized."""
 
-    def __init__(self, integers: Integers, treatment: Treatment, proven: frozenset[str]) -> None:
+    def __init__(
+        self,
+        integers: Integers,
+        treatment: Treatment,
+        proven: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
+        """
+        Args:
+            proven: the zero points that the integer operator may be given, by operation.
+        """
         super().__init__(quantizing(treatment), alters=True)
         self._integers = integers
         self._treatment = treatment
@@ -256,8 +265,12 @@ class _Running(Interception):
         coded = self._coded(product, x, call)
         if coded.broken:
             return None  # NaN stays NaN in fake-quantized products
-        if name in self._proven:
-            return by_onednn(product, call, coded.unsigned(x, product.quantizer), bias)
+        proven, zero_point = self._proven.get(name, ()), coded.zero_point
+        if proven:
+            if zero_point not in proven:  # the proof saw values below zero, and this batch has none
+                zero_point = product.quantizer.unsigned_zero_point
+            codes = coded.unsigned(x, product.quantizer, zero_point)
+            return by_onednn(product, call, codes, zero_point, bias)
         return by_float(product, call, coded.grid(x, product.quantizer), bias)
 
     def _product(
@@ -313,10 +326,12 @@ def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def by_onednn(product: _Product, call: _Call, codes: Tensor, bias: Tensor | None) -> Tensor:
+def by_onednn(
+    product: _Product, call: _Call, codes: Tensor, zero_point: int, bias: Tensor | None
+) -> Tensor:
     """The product by oneDNN's integer operator, from unsigned codes."""
-    weight, scale, zero_point = product.weight, product.quantizer.scale, product.zero_point
-    packed = weight.packed(call, scale, zero_point, codes.shape)
+    weight, scale = product.weight, product.quantizer.scale
+    packed = weight.packed(call, codes.shape)
     if call.convolves:
         return torch.ops.onednn.qconv_pointwise(  # type: ignore[no-any-return]
             codes, scale, zero_point, packed, weight.scale, weight.zero_points, bias,
@@ -349,7 +364,7 @@ class _Watching(_Running):
     """Notes the codes that enter each site, by float products."""
 
     def __init__(self, integers: Integers, treatment: Treatment) -> None:
-        super().__init__(integers, treatment, frozenset())
+        super().__init__(integers, treatment)
         self.seen: dict[str, Tensor] = {}
         self._quantizes, self.visit = self.visit, self._note_and_quantize
 
@@ -376,7 +391,7 @@ class _Proving(_Running):
     """Computes every product that qualifies in both ways, and goes on with the float one."""
 
     def __init__(self, integers: Integers, treatment: Treatment) -> None:
-        super().__init__(integers, treatment, frozenset())
+        super().__init__(integers, treatment)
         self.proofs: dict[str, Proof] = {}
 
     def _multiplied(
@@ -389,15 +404,29 @@ class _Proving(_Running):
         by_codes = by_float(product, call, coded.grid(x, product.quantizer), bias)
         known = self._integers.remembered(product)
         if known is None:
-            known = Proof(name, "float", 0, 0, product.largest_sum)
-            if self._integers.kernel.integer:
-                native = by_onednn(product, call, coded.unsigned(x, product.quantizer), bias)
-                differing = int((native != by_codes).sum())
-                kernel = "float" if differing else "onednn"
-                known = Proof(name, kernel, native.numel(), differing, product.largest_sum)
+            known = self._proof(name, product, call, x, bias, by_codes)
             self._integers.remember(product, known)
         self.proofs[name] = known
         return by_codes
+
+    def _proof(
+        self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None,
+        expected: Tensor,
+    ) -> Proof:  # fmt: skip
+        if not self._integers.kernel.integer:
+            return Proof(name, "float", (), 0, 0, product.largest_sum)
+        coded = self._coded(product, x, call)
+        # Later batches may have values below zero where this one has none.
+        zero_points = sorted({coded.zero_point, product.quantizer.unsigned_zero_point})
+        differing = 0
+        for zero_point in zero_points:
+            codes = coded.unsigned(x, product.quantizer, zero_point)
+            made = by_onednn(product, call, codes, zero_point, bias)
+            differing += int((made != expected).sum())
+        compared = len(zero_points) * expected.numel()
+        if differing:
+            return Proof(name, "float", (), compared, differing, product.largest_sum)
+        return Proof(name, "onednn", tuple(zero_points), compared, 0, product.largest_sum)
 
 
 def summary(kernel: Kernel, proofs: Sequence[Proof]) -> Mapping[str, object]:
@@ -431,10 +460,17 @@ def available() -> Kernel:
     """
     capability = torch.backends.cpu.get_cpu_capability()
     try:
-        wrong = [what for what, product, call, codes in _trials()
-                 if not torch.equal(by_onednn(product, call, codes, None),
-                                    by_float(product, call, codes.float() - product.zero_point,
-                                             None))]  # fmt: skip
+        wrong = [
+            what
+            for what, product, call, codes in _trials()
+            if not all(
+                torch.equal(
+                    by_onednn(product, call, codes, zero_point, None),
+                    by_float(product, call, codes.float() - zero_point, None),
+                )
+                for zero_point in (0, 3, 128)
+            )
+        ]
     except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
         return Kernel("float", f"oneDNN's integer operators cannot be called: {first_line(error)}")
     if wrong:
@@ -449,7 +485,7 @@ def available() -> Kernel:
 def _trials() -> Iterator[tuple[str, _Product, _Call, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     uint8 = Uniform("uint8", 8, 0, 255, symmetric=False)
-    zero_point = torch.tensor([[3]], dtype=torch.int32)
+    zero_point = torch.zeros(1, 1, dtype=torch.int32)
     quantizer = StaticQuantizer(QParams(uint8, torch.tensor([[0.0123]]), zero_point))
     treated = TreatedActivation(Operand("input", -1), quantizer)
     for call, shape, weight_shape in (

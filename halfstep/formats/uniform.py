@@ -80,8 +80,8 @@ class Uniform:
         return codes.float() - zero_point
 
     def gap(self, u: Tensor) -> Tensor:
-        """Distance between the grid points around ``u``: one step everywhere."""
-        return torch.ones_like(u)
+        """Distance between the grid points around ``u``: one step everywhere, for any shape."""
+        return u.new_ones(())
 
     def grid(self) -> Tensor:
         """Every value of the grid at zero point 0, ascending, float64."""

@@ -142,7 +142,7 @@ def test_int1_is_a_sign_and_its_best_scale_is_the_mean_magnitude():
 def test_gap_of_a_table_is_the_interval_around_a_value(fmt):
     grid = fmt.grid().float()
     middles = (grid[1:] + grid[:-1]) / 2
-    assert torch.equal(fmt.gap(middles), grid[1:] - grid[:-1])
+    assert torch.equal(fmt.gap(middles).expand_as(middles), grid[1:] - grid[:-1])
 
 
 @pytest.mark.parametrize("fmt", CAST, ids=lambda f: f.name)

@@ -289,6 +289,34 @@ def test_a_value_moved_by_more_than_half_a_step_is_a_violation():
         certify("site", "weight", x, worse, qparams)
 
 
+@pytest.mark.parametrize("shape", [(12, 1, 1), (1, 5, 1), (1, 1, 1), (1,), ()])
+@pytest.mark.parametrize("name", ["int8", "uint4", "fp8_e4m3", "nf4"])
+def test_a_certificate_in_parts_says_the_same(name, shape, monkeypatch):
+    torch.manual_seed(0)
+    x, hi = 2 * torch.randn(12, 5, 7), torch.rand(shape) + 0.5
+    qparams = choose_qparams(FORMATS[name], -hi, hi)
+    approximation = fake_quantize(x, qparams)
+    found = []
+    for size in (10**6, 100, 1):
+        monkeypatch.setattr("halfstep.certificate.PART", size)
+        found.append(certify("site", "weight", x, approximation, qparams).to_json())
+    powers = [one.pop("sqnr_db") for one in found]
+    assert powers == pytest.approx([powers[0]] * 3, rel=1e-12)
+    assert found[0]["clipped"] > 0
+    assert found[1] == found[2] == found[0]
+
+
+def test_a_value_out_of_bound_is_found_in_any_part(monkeypatch):
+    monkeypatch.setattr("halfstep.certificate.PART", 10)
+    x = torch.linspace(-1, 1, 100)
+    qparams = choose_qparams(FORMATS["int8"], x.amin()[None], x.amax()[None])
+    for value in (1.0, torch.nan):
+        approximation = fake_quantize(x, qparams)
+        approximation[57] = value
+        with pytest.raises(BoundViolated):
+            certify("site", "weight", x, approximation, qparams)
+
+
 def test_clipped_values_are_counted_apart_with_their_excess():
     x = torch.tensor([0.0, 0.5, 1.0, 1.5, -3.0])
     one = torch.ones(1)
