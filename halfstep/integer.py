@@ -133,11 +133,12 @@ def _weight(quantized: QuantizedWeight) -> _Weight | None:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """What a product multiplies: the quantizer of its activation, and its weight."""
+    """What a product multiplies, and how."""
 
     treated: TreatedActivation
     quantizer: StaticQuantizer
     weight: _Weight
+    call: _Call
 
     @cached_property
     def largest_sum(self) -> int:
@@ -234,7 +235,6 @@ class _Running(Interception):
         self._treatment = treatment
         self._proven = proven
         self._products: dict[str, _Product | None] = {}
-        self._calls: dict[str, _Call | None] = {}
         self._codes: dict[tuple[torch.Size, bool], Coded] = {}
 
     def multiply(
@@ -247,22 +247,28 @@ class _Running(Interception):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        product = self._product(name, func, operands, weights)
-        if name not in self._calls:
-            self._calls[name] = self._call(func)
-        call = self._calls[name]
-        if product is not None and call is not None:
-            bias = self.read(2, "bias", None)
-            made = self._multiplied(name, product, call, operands[0], bias)
-            if made is not None:
-                return made
+        x = operands[0]
+        if (
+            func in OPERATORS
+            and weights[1]
+            and not weights[0]
+            and x.dtype == torch.float32
+            and (func is not F.conv2d or x.dim() == 4)
+        ):
+            if name not in self._products:
+                self._products[name] = self._product(name, func, operands[1], weights[1])
+            product = self._products[name]
+            if product is not None:
+                made = self._multiplied(name, product, x, self.read(2, "bias", None))
+                if made is not None:
+                    return made
         return super().multiply(name, func, arguments, operands, weights, args, kwargs)
 
     def _multiplied(
-        self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None
+        self, name: str, product: _Product, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
         x = product.treated.divided(x)
-        coded = self._coded(product, x, call)
+        coded = self._coded(product, x)
         if coded.broken:
             return None  # NaN stays NaN in fake-quantized products
         proven, zero_point = self._proven.get(name, ()), coded.zero_point
@@ -270,35 +276,28 @@ class _Running(Interception):
             if zero_point not in proven:  # the proof saw values below zero, and this batch has none
                 zero_point = product.quantizer.unsigned_zero_point
             codes = coded.unsigned(x, product.quantizer, zero_point)
-            return by_onednn(product, call, codes, zero_point, bias)
-        return by_float(product, call, coded.grid(x, product.quantizer), bias)
+            return by_onednn(product, codes, zero_point, bias)
+        return by_float(product, coded.grid(x, product.quantizer), bias)
 
     def _product(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        operands: Sequence[Tensor],
-        weights: Sequence[list[str]],
+        self, name: str, func: Callable[..., Any], seen: Tensor, weights: list[str]
     ) -> _Product | None:
-        if func not in OPERATORS or weights[0] or not weights[1]:
+        """The product of an operation; None where it does not qualify."""
+        treated = self._treatment.activations.get(name)
+        quantized = next(
+            (found for own in weights
+             if (found := self._treatment.weights.get(own.removesuffix(".weight")))),
+            None,
+        )  # fmt: skip
+        if treated is None or quantized is None or not _integer(treated.quantizer):
             return None
-        if operands[0].dtype != torch.float32 or (func is F.conv2d and operands[0].dim() != 4):
+        weight, call = self._integers.weight(quantized), self._call(func)
+        # A slice or transpose of the weight is another matrix.
+        if weight is None or seen.shape != weight.codes.shape or not seen.is_contiguous():
             return None
-        if name not in self._products:
-            treated = self._treatment.activations.get(name)
-            quantized = next(
-                (found for own in weights[1]
-                 if (found := self._treatment.weights.get(own.removesuffix(".weight")))),
-                None,
-            )  # fmt: skip
-            product = None
-            if treated is not None and quantized is not None and _integer(treated.quantizer):
-                weight = self._integers.weight(quantized)
-                seen = operands[1]  # a slice or transpose of the weight is another matrix
-                if weight and seen.shape == weight.codes.shape and seen.is_contiguous():
-                    product = _Product(treated, treated.quantizer, weight)  # type: ignore[arg-type]
-            self._products[name] = product
-        return self._products[name]
+        if call is None:
+            return None
+        return _Product(treated, treated.quantizer, weight, call)  # type: ignore[arg-type]
 
     def _call(self, func: Callable[..., Any]) -> _Call | None:
         if func is not F.conv2d:
@@ -311,13 +310,13 @@ class _Running(Interception):
             self.read(6, "groups", 1),
         )  # fmt: skip
 
-    def _coded(self, product: _Product, x: Tensor, call: _Call) -> Coded:
-        key = (x.shape, call.convolves)
+    def _coded(self, product: _Product, x: Tensor) -> Coded:
+        key = (x.shape, product.call.convolves)
         last = self._codes.get(key)
         if last is None:
             if len(self._codes) >= SCRATCH_SHAPES:  # texts come in many lengths
                 self._codes.pop(next(iter(self._codes)))
-            last = self._codes[key] = Coded(channels_last=call.convolves)
+            last = self._codes[key] = Coded(channels_last=product.call.convolves)
         last.hold(x, product.quantizer)
         return last
 
@@ -326,11 +325,9 @@ def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def by_onednn(
-    product: _Product, call: _Call, codes: Tensor, zero_point: int, bias: Tensor | None
-) -> Tensor:
+def by_onednn(product: _Product, codes: Tensor, zero_point: int, bias: Tensor | None) -> Tensor:
     """The product by oneDNN's integer operator, from unsigned codes."""
-    weight, scale = product.weight, product.quantizer.scale
+    weight, scale, call = product.weight, product.quantizer.scale, product.call
     packed = weight.packed(call, codes.shape)
     if call.convolves:
         return torch.ops.onednn.qconv_pointwise(  # type: ignore[no-any-return]
@@ -344,9 +341,9 @@ def by_onednn(
     )  # fmt: skip
 
 
-def by_float(product: _Product, call: _Call, grid: Tensor, bias: Tensor | None) -> Tensor:
+def by_float(product: _Product, grid: Tensor, bias: Tensor | None) -> Tensor:
     """The product by float arithmetic on grid points, each a whole number."""
-    weight = product.weight
+    weight, call = product.weight, product.call
     # Made anew for each call: held, it would be four times the codes.
     dtype = torch.float32 if product.largest_sum < EXACT_FLOAT else torch.float64
     a, w = grid.to(dtype), weight.codes.to(dtype)
@@ -381,10 +378,10 @@ class _Watching(_Running):
         return self._quantizes(site, operand, x)
 
     def _multiplied(
-        self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None
+        self, name: str, product: _Product, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
         self._note(name, x)
-        return super()._multiplied(name, product, call, x, bias)
+        return super()._multiplied(name, product, x, bias)
 
 
 class _Proving(_Running):
@@ -395,34 +392,34 @@ class _Proving(_Running):
         self.proofs: dict[str, Proof] = {}
 
     def _multiplied(
-        self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None
+        self, name: str, product: _Product, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
         x = product.treated.divided(x)
-        coded = self._coded(product, x, call)
+        coded = self._coded(product, x)
         if coded.broken:
             return None
-        by_codes = by_float(product, call, coded.grid(x, product.quantizer), bias)
+        by_codes = by_float(product, coded.grid(x, product.quantizer), bias)
         known = self._integers.remembered(product)
         if known is None:
-            known = self._proof(name, product, call, x, bias, by_codes)
+            known = self._proof(name, product, x, bias, by_codes)
             self._integers.remember(product, known)
         self.proofs[name] = known
         return by_codes
 
     def _proof(
-        self, name: str, product: _Product, call: _Call, x: Tensor, bias: Tensor | None,
-        expected: Tensor,
-    ) -> Proof:  # fmt: skip
+        self, name: str, product: _Product, x: Tensor, bias: Tensor | None, expected: Tensor
+    ) -> Proof:
         if not self._integers.kernel.integer:
             return Proof(name, "float", (), 0, 0, product.largest_sum)
-        coded = self._coded(product, x, call)
+        coded = self._coded(product, x)
         # Later batches may have values below zero where this one has none.
         zero_points = sorted({coded.zero_point, product.quantizer.unsigned_zero_point})
         differing = 0
         for zero_point in zero_points:
             codes = coded.unsigned(x, product.quantizer, zero_point)
-            made = by_onednn(product, call, codes, zero_point, bias)
-            differing += int((made != expected).sum())
+            made = by_onednn(product, codes, zero_point, bias)
+            if not torch.equal(made, expected):
+                differing += int((made != expected).sum())
         compared = len(zero_points) * expected.numel()
         if differing:
             return Proof(name, "float", (), compared, differing, product.largest_sum)
@@ -462,11 +459,11 @@ def available() -> Kernel:
     try:
         wrong = [
             what
-            for what, product, call, codes in _trials()
+            for what, product, codes in _trials()
             if not all(
                 torch.equal(
-                    by_onednn(product, call, codes, zero_point, None),
-                    by_float(product, call, codes.float() - zero_point, None),
+                    by_onednn(product, codes, zero_point, None),
+                    by_float(product, codes.float() - zero_point, None),
                 )
                 for zero_point in (0, 3, 128)
             )
@@ -482,7 +479,7 @@ def available() -> Kernel:
     return Kernel(f"onednn ({capability})")
 
 
-def _trials() -> Iterator[tuple[str, _Product, _Call, Tensor]]:
+def _trials() -> Iterator[tuple[str, _Product, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     uint8 = Uniform("uint8", 8, 0, 255, symmetric=False)
     zero_point = torch.zeros(1, 1, dtype=torch.int32)
@@ -501,10 +498,5 @@ def _trials() -> Iterator[tuple[str, _Product, _Call, Tensor]]:
         ):
             if call.convolves:
                 codes = codes.contiguous(memory_format=torch.channels_last)
-            product = _Product(treated, quantizer, _Weight(own, scale))
-            yield (
-                f"{what} of a {'convolution' if call.convolves else 'linear'}",
-                product,
-                call,
-                codes,
-            )
+            product = _Product(treated, quantizer, _Weight(own, scale), call)
+            yield f"{what} of a {'convolution' if call.convolves else 'linear'}", product, codes

@@ -43,6 +43,13 @@ WAITING_BYTES = 256 * 2**20
 """Copies of activations that may wait to be counted."""
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def canonical(inputs: Inputs) -> list[np.ndarray]:
     """The calibration batches, as rows: in order of their content digests, `BATCH` at a time.
 
@@ -103,7 +110,7 @@ def observing(
     observer = Observer({name: Tally() for name in operands}, lambda act: submit(0, act))
     recent: dict[int, tuple[Identity, list[str]]] = {}  # tensors that may enter another site too
     counting: deque[tuple[Future[None], int]] = deque()
-    spare_core = (os.cpu_count() or 1) > torch.get_num_threads()
+    spare_core = usable_cores() > torch.get_num_threads()
     pending: list[tuple[Tensor, list[str]]] = []
     divisors = treated or {}
 

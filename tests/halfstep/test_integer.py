@@ -188,9 +188,9 @@ def test_an_operator_that_differs_is_not_used(net, monkeypatch):
     model, x, treatments = net
     treatment = treatments.for_scheme(scheme())
 
-    def saturating(product, call, codes, zero_point, bias):
+    def saturating(product, codes, zero_point, bias):
         grid = codes.clamp(max=140 if zero_point else 12).float() - zero_point
-        return integer.by_float(product, call, grid, bias)
+        return integer.by_float(product, grid, bias)
 
     from halfstep import integer
 

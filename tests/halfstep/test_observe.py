@@ -59,8 +59,9 @@ def test_the_order_of_the_data_moves_no_bit():
 def test_counting_beside_the_pass_or_in_it_gives_the_same_bits(monkeypatch):
     x = data()
     beside = observations_digest(x)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    assert observations_digest(x) == beside
+    for cores in (1, 64):
+        monkeypatch.setattr("halfstep.observe.usable_cores", lambda cores=cores: cores)
+        assert observations_digest(x) == beside
 
 
 def test_another_process_gives_the_same_bits():
