@@ -15,8 +15,6 @@ from tasks.depot import DEPOT, Depot
 from tasks.work import Done, Work
 
 LOCAL = "local"
-DEPLOYMENT = "halfstep work/workers"
-"""What serves the queue on Prefect's workers; `prefect.yaml` deploys it."""
 CONNECT_SECONDS = 20
 
 
@@ -64,7 +62,7 @@ class Runner:
         if self.kind == LOCAL:
             yield None
             return
-        depot = Depot(self.depot or str(store.path.absolute() / DEPOT))
+        depot = Depot(self.depot or str(store.path.absolute() / DEPOT), reporter().say)
         depot.check()
         with KINDS[self.kind](self, depot) as submit:
             yield Team(depot, submit, self.workers)
@@ -136,33 +134,41 @@ def _ray(runner: Runner, depot: Depot) -> Iterator[Submit]:
 
 @contextmanager
 def _queue(runner: Runner, depot: Depot) -> Iterator[Submit]:
+    yield _publishing(depot)
+
+
+def _publishing(depot: Depot, attend: Callable[[], None] = lambda: None) -> Submit:
+    """Pieces by the depot's queue."""
     from tasks.queue import publish
 
     numbers = iter(range(10**8))
 
     def submit(work: Work) -> Callable[[], Done]:
-        wait = publish(depot, next(numbers), work)
+        wait = publish(depot, next(numbers), work, attend)
         return lambda: wait(reporter().say)
 
-    yield submit
+    return submit
 
 
 @contextmanager
 def _prefect(runner: Runner, depot: Depot) -> Iterator[Submit]:
     """The queue, with runs of the deployment `DEPLOYMENT` to serve it."""
-    from prefect.deployments import run_deployment
-    from prefect.exceptions import ObjectNotFound
+    from flows.served import Served
 
-    try:
-        for _ in range(runner.workers):
-            run_deployment(DEPLOYMENT, parameters={"depot": depot.address}, timeout=0)
-    except ObjectNotFound as error:
-        raise UserError(
-            f"--runner prefect: the Prefect server has no deployment {DEPLOYMENT!r}; deploy it to "
-            "a work pool with: prefect deploy --name workers"
-        ) from error
-    with _queue(runner, depot) as submit:
-        yield submit
+    served = Served(depot.address, runner.workers)
+    submit = _publishing(depot, served.attend)
+
+    def submit_and_count(work: Work) -> Callable[[], Done]:
+        wait = submit(work)
+
+        def waited() -> Done:
+            done = wait()
+            served.progressed()
+            return done
+
+        return waited
+
+    yield submit_and_count
 
 
 KINDS: dict[str, Callable[[Runner, Depot], AbstractContextManager[Submit]]] = {

@@ -18,7 +18,7 @@ def serve(depot: str, idle: float) -> int:
     Raises:
         UserError: the depot cannot be used, or this machine computes otherwise.
     """
-    held = Depot(depot)
+    held = Depot(depot, reporter().say)
     held.check()
     worker = Worker(held)
     reporter().say(f"worker {worker.name} takes work from {held.shown}")

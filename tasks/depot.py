@@ -12,7 +12,9 @@ import io
 import json
 import os
 import pickle
+import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from audit import spool
 from audit.environment import without_credentials
+from audit.outage import patience
 from audit.spool import Record
 from halfstep.digest import digest_bytes, digest_file
 from halfstep.errors import UserError
@@ -35,6 +38,12 @@ from halfstep.examples import Column, Held, Stored
 DEPOT = "depot"
 """The folder of a store that is its own depot."""
 CACHE_VARIABLE = "HALFSTEP_CACHE"
+PASSES = re.compile(
+    "NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT"
+    r"|HTTP status (5\d\d|429)"
+)
+"""What Arrow says of a bucket that is away or overloaded, after trying for six seconds."""
+PAUSE, LONGEST_PAUSE = 0.5, 10.0
 LARGE = 64 * 1024
 """Tensors of at least so many bytes are pieces of their own, which values may share."""
 
@@ -54,12 +63,18 @@ class Depot:
     Where the depot is no local folder, pieces are kept in a cache on this machine.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, say: Callable[[str], None] = lambda told: None) -> None:
+        """
+        Args:
+            say: is told where the depot does not answer and is waited for.
+        """
         self.address = address
+        self._say = say
         self.traffic = Traffic()
         self._unpacked: dict[str, Any] = {}
         self._read: dict[str, Path | bytes] = {}
         self._local = "://" not in address
+        self._waits = not self._local
         try:
             if self._local:
                 self._files, self._root = fs.LocalFileSystem(), str(Path(address).absolute())
@@ -69,13 +84,17 @@ class Depot:
             raise self._failed(error) from error
 
     def check(self) -> None:
-        """Raises UserError where the depot cannot be written and read back."""
+        """Raises UserError where the depot cannot be written and read back, at once."""
         data = uuid.uuid4().bytes
         name = f"check/{uuid.uuid4().hex}"
-        self.write(name, data)
-        if self.read(name) != data:
-            raise UserError(f"depot {self.shown}: what was written does not come back")
-        self._files.delete_file(f"{self._root}/{name}")
+        waits, self._waits = self._waits, False
+        try:
+            self.write(name, data)
+            if self.read(name) != data:
+                raise UserError(f"depot {self.shown}: what was written does not come back")
+            self.remove(name)
+        finally:
+            self._waits = waits
 
     @property
     def shown(self) -> str:
@@ -240,12 +259,27 @@ class Depot:
         self._call(write)
 
     def _call(self, act: Callable[[], Any]) -> Any:
-        try:
-            return act()
-        except (pa.ArrowException, OSError) as error:
-            if self._local:
-                raise
-            raise self._failed(error) from error
+        """Does something with the files; a bucket that is away is waited for, as long as
+        `audit.outage.patience` says.
+
+        Raises:
+            UserError: it stays away, or refuses.
+        """
+        deadline, pause, told = time.monotonic() + patience(), PAUSE, False
+        while True:
+            try:
+                return act()
+            except (pa.ArrowException, OSError) as error:
+                if self._local:
+                    raise
+                left = deadline - time.monotonic() if self._waits else 0.0
+                if left <= 0 or not PASSES.search(str(error)):
+                    raise self._failed(error) from error
+                if not told:
+                    self._say(f"{self._failed(error)}; waiting for it up to {left:.0f} s")
+                    told = True
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _failed(self, error: Exception) -> UserError:
         first = without_credentials((str(error) or type(error).__name__).splitlines()[0])

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from halfstep.errors import UserError
@@ -29,8 +29,13 @@ POLL, LONGEST_POLL = 0.2, 2.0
 Say = Callable[[str], None]
 
 
-def publish(depot: Depot, number: int, work: Work) -> Callable[[Say], Done]:
+def publish(
+    depot: Depot, number: int, work: Work, attend: Callable[[], None] = lambda: None
+) -> Callable[[Say], Done]:
     """Offers a piece to the workers; what it returns waits until one has done it.
+
+    Args:
+        attend: is called over and over while it waits.
 
     Raises:
         UserError: from the waiting: a worker refused the piece, and why.
@@ -51,6 +56,7 @@ def publish(depot: Depot, number: int, work: Work) -> Callable[[Say], Done]:
                 say(f"no worker has come for {work.name} yet; start one: "
                     f"halfstep work {depot.shown}")  # fmt: skip
                 told = True
+            attend()
             time.sleep(POLL)
         # What it cost is told a moment later; where it was done by a worker that died, never.
         told_by, deadline = None, time.monotonic() + 10 * POLL
@@ -137,7 +143,8 @@ class Worker:
         def renew() -> None:
             number = 0
             while True:
-                self.depot.write(f"{CLAIMS}/{key}", f"{self.name} {number}".encode())
+                with suppress(UserError):  # the depot stays away: whoever works here will see it
+                    self.depot.write(f"{CLAIMS}/{key}", f"{self.name} {number}".encode())
                 number += 1
                 if ended.wait(RENEWED_EVERY):
                     return

@@ -502,7 +502,8 @@ def test_workers_of_a_pool_and_the_deployments_of_the_file(team, on_server, tmp_
         runs = [one for one in psutil.Process(worker.pid).children(recursive=True)
                 if "engine" in " ".join(one.cmdline())]  # fmt: skip
         assert runs
-        runs[0].kill()
+        for one in runs:  # new runs are started in their place
+            one.kill()
         out, err = process.communicate()
         assert process.returncode == 0, err
         found = json.loads(out)
