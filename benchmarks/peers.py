@@ -6,7 +6,8 @@ Eight cells: minmax, percentile, entropy and mse activations, weights per tensor
 Each tool calibrates, quantizes and evaluates all of them on the shipped CNN (512 images to
 calibrate, 2,000 to evaluate) and on MiniLM (128 and 512 sentences of 24 tokens). All run
 alternately on one processor; printed is each tool's CPU time over the floor: one full-precision
-pass over the calibration data and one evaluation pass a cell, by torch.
+pass over the calibration data and one evaluation pass a cell, by torch, right before and right
+after it.
 
 ONNX Runtime appears twice: as its documentation writes it (`quantize_static` for each cell), and
 with its calibration shared by hand among the cells that can; it has no mse, for which its cheapest
@@ -317,11 +318,14 @@ def measure(subject: Subject, rounds: int) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     tools = list(contenders())
     for number in range(rounds + 1):
-        calibration, evaluation = floor(subject)
-        base, by_cell = calibration + evaluation, 8 * calibration + evaluation
+        after = floor(subject)
         for name, run in tools:
+            before = after
             with contextlib.redirect_stdout(io.StringIO()):  # some tools talk
                 took = _cpu(lambda run=run: run(subject))  # type: ignore[misc]
+            after = floor(subject)
+            calibration, evaluation = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+            base, by_cell = calibration + evaluation, 8 * calibration + evaluation
             if number:  # imports and first compilations are paid once a process
                 found.setdefault(name, []).append((took / base, took / by_cell))
             print(f"{subject.name} {number}: {name} {took:.2f} s over {base:.2f}", file=sys.stderr)
