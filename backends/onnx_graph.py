@@ -26,7 +26,7 @@ from halfstep.activations import StaticQuantizer
 from halfstep.apply import Treatment, exchanged
 from halfstep.batches import Batch
 from halfstep.intercept import Interception
-from halfstep.operators import Operand
+from halfstep.operators import TERMS, Operand
 
 OPSET = 17
 DOMAIN = "halfstep"
@@ -108,6 +108,7 @@ def export(model: nn.Module, treatment: Treatment, example: Batch) -> Exported:
     _quantize_activations(graph, treatment)
     _quantize_weights(graph, treatment)
     _sort(graph)
+    _prune(graph)
     graph.producer_name, graph.producer_version = "halfstep", ""
     graph.doc_string = ""
     onnx.checker.check_model(graph)
@@ -132,9 +133,14 @@ def _quantize_activations(graph: ModelProto, treatment: Treatment) -> None:
     tensors: dict[str, str] = {}
     nodes: list[NodeProto] = []
     renamed: dict[str, str] = {}
+    written: set[str] = set()
     for node in graph.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
+        if node.op_type == "Expand" and node.input[0] in written:
+            # A sum that writes to its first term: traced as an expansion to the shape it has.
+            renamed[node.output[0]] = node.input[0]
+            continue
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
@@ -154,6 +160,8 @@ def _quantize_activations(graph: ModelProto, treatment: Treatment) -> None:
             ]  # fmt: skip
             pairs[key] = (codes, values)
         tensors[site], renamed[node.output[0]] = pairs[key]
+        if site.endswith(TERMS[0]):
+            written.add(pairs[key][1])
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     for output in graph.graph.output:
@@ -281,6 +289,21 @@ def _sort(graph: ModelProto) -> None:
         waiting = [n for n in waiting if id(n) not in taken]
     del graph.graph.node[:]
     graph.graph.node.extend(order)
+
+
+def _prune(graph: ModelProto) -> None:
+    """Leaves out what nothing reads: as a reader, it would keep kernels from being fused."""
+    wanted = {output.name for output in graph.graph.output}
+    kept = []
+    for node in reversed(graph.graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(_reads(node))
+            kept.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(reversed(kept))
+    initializers = [held for held in graph.graph.initializer if held.name in wanted]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(initializers)
 
 
 def _reads(node: NodeProto) -> Iterator[str]:

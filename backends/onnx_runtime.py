@@ -24,7 +24,8 @@ from halfstep.scheme import Scheme
 from halfstep.sites import Sites
 
 MODEL, ABOUT = "model.onnx", "model.json"
-INTEGER = ("Integer", "QLinear", "QGemm", "DynamicQuantizeMatMul", "QAttention", "MatMulNBits")
+INTEGER = ("Integer", "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul",
+           "QAttention", "MatMulNBits")  # fmt: skip
 """In the names of operators that multiply codes."""
 ARITHMETIC = ("Conv", "MatMul", "Gemm", "Attention", "Einsum")
 """In the names of operators that multiply and accumulate."""

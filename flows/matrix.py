@@ -17,6 +17,8 @@ from halfstep.scheme import POSITIONS, SIMULATED, Override, Scheme, Spec
 
 AXES = ("format", "granularity", "calibrator")
 SIDES = ("weights", "activations")
+SUMS = "sums"
+"""Beside the sides, and off by default: the terms of sums of two activations."""
 FULL_PRECISION = "none"
 _DEFAULTS = {
     "weights": {
@@ -30,6 +32,7 @@ _DEFAULTS = {
         "calibrator": ["minmax"],
     },
 }
+_DEFAULTS[SUMS] = _DEFAULTS["activations"]
 Point = dict[str, str]
 """One combination: ``weights.format`` and so on to the chosen value."""
 
@@ -43,11 +46,11 @@ def schemes(value: object, overrides: tuple[Override, ...] = ()) -> tuple[tuple[
         UserError: an unknown name, an impossible or empty combination, an empty matrix.
     """
     matrix = parse.mapping(
-        value, "matrix", [*SIDES, "corrections", "backend", "include", "exclude"]
+        value, "matrix", [*_DEFAULTS, "corrections", "backend", "include", "exclude"]
     )
     named = {
         f"{side}.{axis}": values
-        for side in SIDES
+        for side in _DEFAULTS
         for axis, values in axes(matrix.get(side, {}), side, "matrix").items()
     }
     named["corrections"] = _names(matrix.get("corrections", ["none"]), "matrix.corrections")
@@ -104,9 +107,9 @@ def _exclude(points: list[Point], rule: object, where: str, axes: list[str]) -> 
 
 
 def _include(rule: object, where: str) -> Point:
-    known = [f"{side}.{axis}" for side in SIDES for axis in AXES]
+    known = [f"{side}.{axis}" for side in _DEFAULTS for axis in AXES]
     given = parse.mapping(rule, where, [*known, "corrections", "backend"])
-    point = {f"{s}.{a}": _DEFAULTS[s][a][0] for s in SIDES for a in AXES}
+    point = {f"{s}.{a}": _DEFAULTS[s][a][0] for s in _DEFAULTS for a in AXES}
     point |= {"corrections": "none", "backend": SIMULATED}
     return point | {key: parse.typed_value(str, v, f"{where}.{key}") for key, v in given.items()}
 
@@ -119,11 +122,18 @@ def _scheme(point: Point, overrides: tuple[Override, ...]) -> Scheme:
             "matrix: weights 'none' with activations 'none' quantizes nothing; exclude it with "
             "exclude: [{weights.format: none, activations.format: none}]"
         )
+    sums = spec_of(_side(point, SUMS), SUMS, f"matrix.{SUMS}")
+    if sums is not None and activations is None:
+        raise UserError(
+            f"matrix.{SUMS}: {sums.format.name} with activations 'none' quantizes sums of what "
+            "stays at full precision; exclude it with exclude: "
+            f"[{{{SUMS}.format: {sums.format.name}, activations.format: none}}]"
+        )
     corrections = checked_corrections(
         point["corrections"], weights, activations, "matrix.corrections"
     )
     backend = parse.one_of(point["backend"], BACKENDS, "matrix.backend", "backend")
-    return Scheme(weights, activations, corrections, overrides, backend=backend)
+    return Scheme(weights, activations, corrections, overrides, backend=backend, sums=sums)
 
 
 def _corrections(text: str, where: str) -> tuple[Correction, ...]:
@@ -168,7 +178,9 @@ def spec_of(point: Point, side: str, where: str) -> Spec | None:
         return None
     parse.one_of(name, [*FORMATS, FULL_PRECISION], f"{where}.format", "format")
     try:
-        granularity = parse_granularity(point["granularity"], side)
+        granularity = parse_granularity(
+            point["granularity"], "activations" if side == SUMS else side
+        )
         parse_calibrator(point["calibrator"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from halfstep.activations import StaticQuantizer, TreatedActivation
 from halfstep.apply import Treatment
 from halfstep.formats import Uniform
+from halfstep.operators import SUM
 from halfstep.sites import Sites
 from halfstep.weights import QuantizedWeight
 
@@ -68,7 +69,7 @@ def accumulators(
     for operation in sites.operations:
         inputs = [treatment.activations.get(name) for name in operation.activations]
         codes = [_largest_code(treated) for treated in inputs]
-        if not inputs or None in codes:
+        if not inputs or None in codes or operation.kind == SUM:
             continue
         if operation.weight is None:
             # Attention holds two products: query by key, and probabilities by value.

@@ -15,7 +15,7 @@ from halfstep.certificate import Certificate, certify
 from halfstep.errors import UserError
 from halfstep.identity import Identity
 from halfstep.intercept import Interception, Visitor
-from halfstep.operators import Operand
+from halfstep.operators import TERMS, Operand
 from halfstep.qparams import NotFinite
 from halfstep.weights import QuantizedWeight
 
@@ -109,7 +109,7 @@ class _Quantize:
     def __call__(self, site: str, operand: Operand, x: Tensor) -> Tensor:
         treated = self._treated.get(site)
         if treated is None:
-            if site not in self._known:
+            if site not in self._known and operand.role not in TERMS:
                 raise UnknownSite(
                     f"{site} ran in evaluation but not on the example that sites were found with: "
                     "the model's control flow depends on its data"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from halfstep.operators import SUM
 from halfstep.scheme import Scheme
 from halfstep.sites import Sites, matches
 
@@ -139,6 +140,8 @@ def _named(place: Place, pattern: str) -> bool:
 
 
 def _why_not(place: Place, scheme: Scheme) -> str:
+    if place.kind == SUM:
+        return "a sum, and the scheme leaves its terms at full precision"
     if scheme.activations is None and place.weight is None:
         return "a product of activations, and the scheme leaves those at full precision"
     if scheme.weights is None and not place.activations:

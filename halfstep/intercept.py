@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from halfstep.layout import Layout
-from halfstep.operators import EXPORTED, OPERATORS, Argument, Operand, Read
+from halfstep.operators import (
+    EXPORTED,
+    OPERATORS,
+    SUM,
+    SUMS,
+    Argument,
+    Operand,
+    Read,
+    terms_of,
+)
 
 Visitor = Callable[[str, Operand, Tensor], Tensor]
 """Sees an activation that enters a product, by its site; what it returns enters instead."""
@@ -130,8 +139,9 @@ class Interception(TorchFunctionMode):
             name = self.scope
         else:
             name = f"{self.scope}.{kind}".lstrip(".")
-        if repeats:
-            return name
+        return name if repeats else self._numbered(name)
+
+    def _numbered(self, name: str) -> str:
         self._uses[name] = self._uses.get(name, 0) + 1
         return name if self._uses[name] == 1 else f"{name}#{self._uses[name]}"
 
@@ -150,6 +160,10 @@ class Interception(TorchFunctionMode):
         composite = self._composites.get(func)
         if composite is not None:
             return composite(self, func, args, kwargs)
+        if func in SUMS:
+            terms = terms_of(func, args, kwargs)
+            if terms and not any(self.weight_names(x) for x, _ in terms):
+                return self.addition(func, terms)
         return self.elsewhere(func, args, kwargs)
 
     def elsewhere(
@@ -178,6 +192,18 @@ class Interception(TorchFunctionMode):
         name = self.operation(kind, weight)
         with self.measuring(name, kind):
             return self.multiply(name, func, arguments, operands, weights, args, kwargs)
+
+    def addition(self, func: Callable[..., Any], terms: Sequence[tuple[Tensor, Operand]]) -> Any:
+        """A sum of two activations, its terms as the visitor has them."""
+        name = self._numbered(f"{self.scope}.{SUM}".lstrip("."))
+        with self.measuring(name, SUM):
+            first, second = (self.visit(f"{name}.{o.role}", o, x) for x, o in terms)
+            if SUMS[func]:
+                given = terms[0][0]
+                if first is not given:
+                    given.copy_(first)
+                first = given
+            return func(first, second)
 
     def multiply(
         self,

@@ -137,6 +137,38 @@ OPERATORS: Mapping[Callable[..., Any], Operator] = {
 """Functions whose operands stand in fixed arguments. What takes several steps (``einsum``,
 attention, recurrent layers) is in `halfstep.composite`."""
 
+SUM = "sum"
+"""The kind of a sum of two activations, as a residual connection makes it."""
+TERMS = ("augend", "addend")
+SUMS: Mapping[Callable[..., Any], bool] = {
+    torch.add: False,
+    Tensor.add: False,
+    Tensor.__add__: False,
+    Tensor.__radd__: False,
+    Tensor.add_: True,
+    Tensor.__iadd__: True,
+}
+"""Functions that add two tensors, and whether they write to the first. Their terms are sites only
+where some scheme quantizes them."""
+
+
+def terms_of(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[tuple[Tensor, Operand]]:
+    """The terms of a sum of two tensors of one shape, of examples by features; empty where a call
+    is no such sum."""
+    if func not in SUMS or kwargs or len(args) != 2:
+        return []
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in args):
+        return []
+    dimensions = args[0].dim()
+    if dimensions < 2 or args[0].shape != args[1].shape:
+        return []
+    spatial = dimensions > 3  # then channels come before space, as convolutions have them
+    axis = 1 - dimensions if spatial else -1
+    return [(x, Operand(role, axis, spatial)) for x, role in zip(args, TERMS, strict=True)]
+
+
 _ATEN = torch.ops.aten
 EXPORTED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     _ATEN.linear.default: F.linear,
@@ -156,6 +188,8 @@ EXPORTED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     _ATEN.baddbmm.default: torch.baddbmm,
     _ATEN.embedding.default: torch.embedding,
     _ATEN.einsum.default: torch.einsum,
+    _ATEN.add.Tensor: torch.add,
+    _ATEN.add_.Tensor: Tensor.add_,
     _ATEN.scaled_dot_product_attention.default: F.scaled_dot_product_attention,
 }
 """The overloads that programs of ``torch.export`` call, as the functions of equal arguments."""

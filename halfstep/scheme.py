@@ -9,6 +9,7 @@ from typing import Literal
 from halfstep.corrections import Correction
 from halfstep.formats import Format
 from halfstep.granularity import Granularity, PerBlock, PerPosition
+from halfstep.operators import SUM
 from halfstep.sites import ActivationSite, Sites, WeightSite, matches
 
 DYNAMIC = "dynamic"
@@ -130,6 +131,8 @@ class Scheme:
     """What a scheme is called whose overrides make it what it is, instead of after its specs."""
     backend: str = SIMULATED
     """What runs it."""
+    sums: Spec | None = None
+    """Of the terms of sums of two activations, as kernels want them that add codes up."""
 
     @property
     def name(self) -> str:
@@ -138,7 +141,9 @@ class Scheme:
         if self.label:
             return self.label
         plain = f"W {self.weights or 'fp32'} · A {self.activations or 'fp32'}"
-        return " · ".join([plain, *filter(None, [" + ".join(map(str, self.corrections))])])
+        sums = f"sums {self.sums}" if self.sums else ""
+        corrections = " + ".join(map(str, self.corrections))
+        return " · ".join(filter(None, [plain, sums, corrections]))
 
     @property
     def deployed(self) -> bool:
@@ -161,7 +166,7 @@ class Scheme:
         if self.activations is None:
             return []
         others = [o.activations for o in self.overrides if isinstance(o.activations, Spec)]
-        return [self.activations, *others]
+        return [self.activations, *filter(None, [self.sums]), *others]
 
     def weight_spec(self, site: WeightSite, sites: Sites) -> Spec | None:
         """The spec of one weight."""
@@ -169,7 +174,8 @@ class Scheme:
 
     def activation_spec(self, site: ActivationSite, sites: Sites) -> Spec | None:
         """The spec of one activation."""
-        return self._resolved(self.activations, "activations", site, sites)
+        spec = self.sums if site.kind == SUM else self.activations
+        return self._resolved(spec, "activations", site, sites)
 
     def _resolved(
         self, spec: Spec | None, side: str, site: WeightSite | ActivationSite, sites: Sites
@@ -189,6 +195,7 @@ class Scheme:
             "activations": self.activations.to_json() if self.activations else None,
             "corrections": [correction.to_json() for correction in self.corrections],
             "overrides": [override.to_json() for override in self.overrides],
+            **({"sums": self.sums.to_json()} if self.sums else {}),
             **({"label": self.label} if self.label else {}),
             **({"backend": self.backend} if self.deployed else {}),
         }

@@ -36,7 +36,7 @@ class WeightSite:
 
 @dataclass(frozen=True)
 class ActivationSite:
-    """One activation that enters one product."""
+    """One activation that enters one product, or one sum."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class ActivationSite:
 
 @dataclass(frozen=True)
 class Operation:
-    """One product, or one table of embeddings, in the order of the forward pass."""
+    """One product, table of embeddings, or sum, in the order of the forward pass."""
 
     name: str
     kind: str
@@ -115,8 +115,9 @@ WITHIN = {"attention": "softmax", "recurrent": "gates"}
 
 
 class _Survey(Interception):
-    def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
+    def __init__(self, model: nn.Module, counter: FlopCounterMode, sums: bool) -> None:
         super().__init__(self._see, alters=True)
+        self._sums = sums
         self.operations: dict[str, _Seen] = {}
         self.weights: dict[str, tuple[str, Layout]] = {}
         self.activations: dict[str, tuple[Operand, str]] = {}
@@ -162,6 +163,11 @@ class _Survey(Interception):
         yield
         self._running.pop()
         self.operations[name].macs += (self._counter.get_total_flops() - before) // 2
+
+    def addition(self, func: Callable[..., Any], terms: Sequence[tuple[Tensor, Operand]]) -> Any:
+        if self._sums:
+            return super().addition(func, terms)
+        return self.elsewhere(func, tuple(x for x, _ in terms), {})
 
     def elsewhere(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -227,7 +233,7 @@ def _batch_axes(
     return axes
 
 
-def discover(model: nn.Module, example: Batch) -> Sites:
+def discover(model: nn.Module, example: Batch, *, sums: bool = False) -> Sites:
     """Finds every site by running one example.
 
     Multiply-accumulates are torch's own count over every operator, so a product that halfstep does
@@ -235,9 +241,10 @@ def discover(model: nn.Module, example: Batch) -> Sites:
 
     Args:
         example: a batch of one, as the model takes it.
+        sums: the terms of sums of two activations are sites too.
     """
     counter = FlopCounterMode(display=False)
-    survey = _Survey(model, counter)
+    survey = _Survey(model, counter, sums)
     with torch.no_grad(), counter, survey.over(model, every=True):
         forward(model, example)
     total = counter.get_total_flops() // 2

@@ -184,6 +184,8 @@ def _params(scheme: Scheme) -> dict[str, str]:
         if scheme.label and spec is not None:
             described = dict.fromkeys(described, "mixed")
         params |= {f"{side}.{axis}": value for axis, value in described.items()}
+    if scheme.sums:
+        params["sums"] = str(scheme.sums)
     params["backend"] = scheme.backend
     params["corrections"] = " + ".join(map(str, scheme.corrections)) or "none"
     params["overrides"] = "; ".join(map(str, scheme.overrides)) or "none"

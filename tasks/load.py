@@ -19,6 +19,7 @@ from halfstep.digest import digest_json
 from halfstep.errors import UserError, allowed, first_line
 from halfstep.examples import Examples, Inputs
 from halfstep.fold import Folding, fold_batch_norm
+from halfstep.operators import SUM
 from halfstep.scheme import Scheme
 from halfstep.sites import Sites, discover, matches
 from halfstep.subject import Subject, check_weights
@@ -214,7 +215,10 @@ def prepare(
             f"the subject cannot take the calibration data ({calibration.described()}): "
             f"{first_line(error)}"
         ) from error
-    sites = discover(folding.model, first(batch, 1))
+    sums = any(scheme.sums is not None for scheme in plan.treated)
+    sites = discover(folding.model, first(batch, 1), sums=sums)
+    if sums and not any(site.kind == SUM for site in sites.activations):
+        raise UserError("matrix.sums: the model adds no two activations of one shape")
     for pattern in plan.skip:
         _check_pattern("sites.skip", pattern, sites)
     for i, override in enumerate(plan.overrides):

@@ -94,6 +94,48 @@ def image():
     return model, x, *treatments_of(model, x)
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.two = nn.Conv2d(16, 16, 3, padding=1)
+        self.beside = nn.Conv2d(8, 16, 1, stride=2)
+        self.last = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        inner = self.two(torch.relu(self.one(x)))
+        inner += self.beside(x)
+        return self.last(torch.relu(inner)).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_sums_of_codes(name):
+    """Convolutions that feed a sum run on codes where its terms are quantized."""
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(16, 8, 12, 12)
+    sites, treatments = treatments_of(model, x, sums=True)
+    runs = backend(name)
+    low = {}
+    for sums in (None, Spec(FORMATS["uint8"], PerTensor(), "minmax")):
+        chosen = scheme(name, sums=sums)
+        assert runs.refuses(chosen, sites) == ""
+        treatment = treatments.for_scheme(chosen)
+        opened = runs.open(runs.build(model, sites, chosen, treatment, x[:2]), model, 1)
+        found = opened(x)
+        with torch.no_grad(), treatments.applied(chosen.simulation) as quantized:
+            expected = quantized(x)
+        # A rounding that falls the other way moves one output by a step, of the mean of 36.
+        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+        products = [node for node in opened.nodes(x) if node.precision != "other"]
+        low[bool(sums)] = sum(node.precision == "int8" for node in products)
+        assert len(products) == 4
+        if sums and name == "onnxruntime":
+            assert "QLinearAdd" in {node.kind for node in opened.nodes(x)}
+            assert opened.codes(x).keys() >= {"sum.augend", "sum.addend"}
+    if name == "onnxruntime":
+        assert low == {False: 1, True: 3}  # the last one's result is not quantized
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(
     ("weights", "activations", "granularity"),

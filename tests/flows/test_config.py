@@ -114,6 +114,14 @@ WRONG = {
                              "corrections": ["none", "awq"]}),
         r"with activations int8 use smoothquant, or exclude the pair",
     ),
+    "sums of what is not quantized": (
+        put("matrix", value={"weights": {"format": "int8"}, "sums": {"format": "uint8"}}),
+        r"sums of what stays at full precision; exclude it with exclude: \[\{sums.format: uint8, ",
+    ),
+    "sums of an unknown format": (
+        put("matrix", "sums", value={"format": "int9"}),
+        r"matrix.sums.format: unknown format 'int9'",
+    ),
     "moving average of weights": (
         put("matrix", "weights", "calibrator", value="moving_average"),
         r"averages over batches, and a weight has none",
@@ -203,6 +211,27 @@ def test_corrections_are_an_axis_of_the_matrix(tiny):
     assert names[-1] == "W nf4 per_group(64) minmax · A fp32 · awq"
     last = "W mxfp4 · A int8 per_tensor minmax · smoothquant(alpha=0.8) + gptq + bias_correction"
     assert last in names
+
+
+def test_sums_are_an_axis_of_the_matrix(tiny):
+    def change(config):
+        config["matrix"] = {
+            "weights": {"format": "int8"},
+            "activations": {"format": "uint8"},
+            "sums": {"format": ["none", "uint8"], "calibrator": "mse"},
+            "exclude": [{"sums.format": "none", "corrections": "gptq"}],
+            "corrections": ["none", "gptq"],
+        }
+
+    schemes = read_plan(tiny(change)).schemes
+    plain = "W int8 per_channel minmax · A uint8 per_tensor minmax"
+    assert [scheme.name for scheme in schemes] == [
+        plain,
+        f"{plain} · sums uint8 per_tensor mse",
+        f"{plain} · sums uint8 per_tensor mse · gptq",
+    ]
+    assert "sums" not in schemes[0].to_json()
+    assert schemes[1].to_json()["sums"]["calibrator"] == "mse"
 
 
 def test_overrides_are_part_of_every_scheme(tiny):

@@ -482,6 +482,108 @@ def test_the_axis_of_examples_is_the_one_that_grows_with_the_batch(batch_first):
     assert torch.allclose(scales, torch.cat([expected, expected.max()[None]]))
 
 
+class Residual(nn.Module):
+    """Sums of every spelling, of which three are sums of two activations of one shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.place = nn.Parameter(random(2, 5, 5))
+        self.offset = nn.Parameter(random(1, 2, 5, 5))
+
+    def forward(self, x):
+        kept = self.one(x)
+        alias = kept
+        kept += self.two(x)
+        x = torch.add(alias, x) + self.offset  # sees what was written in place
+        x = x + self.place
+        x = x + 1.0
+        return x.add(x.mean((2, 3), keepdim=True)).add(kept, alpha=0.5) + alias
+
+
+def sums_of(weights="int8", activations="int8", sums="int8"):
+    return dataclasses.replace(
+        int8(weights, activations), sums=Spec(FORMATS[sums], PerTensor(), "minmax")
+    )
+
+
+def test_terms_of_sums_are_sites_where_they_are_asked_for():
+    model, x = seeded(Residual), random(4, 2, 5, 5)
+    assert not any(site.kind == "sum" for site in discover(model, x[:1]).activations)
+    sites = discover(model, x[:1], sums=True)
+    terms = [site for site in sites.activations if site.kind == "sum"]
+    assert [site.name for site in terms] == [
+        f"sum{use}.{role}" for use in ("", "#2", "#3") for role in ("augend", "addend")
+    ]
+    assert all(site.operand.axis == -3 and site.operand.batch == -4 for site in terms)
+    operations = {o.name: o for o in sites.operations}
+    assert operations["sum#2"].macs == 0
+    assert operations["sum#2"].activations == ("sum#2.augend", "sum#2.addend")
+    # Sums that are none of these stay where they were.
+    assert {e.function: e.calls for e in sites.elsewhere}["add"] == 5
+    assert not any(s.startswith("sum") for o in sites.operations if o.weight for s in o.activations)
+
+
+def test_terms_of_sums_are_quantized_as_the_scheme_says():
+    model, x = seeded(Residual), random(4, 2, 5, 5)
+    sites, treatments = treatments_of(model, x, sums=True)
+    scheme = sums_of()
+    treatment = treatments.for_scheme(scheme)
+    assert len(treatments.certificates(scheme)) == len(sites.weights) + len(sites.activations)
+
+    def term(use, role, value):
+        return treatment.activations[f"sum{use}.{role}"].quantizer(value)
+
+    def product(module, value):
+        name = "one" if module is model.one else "two"
+        entering = treatment.activations[name].quantizer(value)
+        weight = treatment.weights[name].values
+        return F.conv2d(entering, weight, module.bias, padding=module.padding)
+
+    with torch.no_grad():
+        kept = term("", "augend", product(model.one, x)) + term("", "addend", product(model.two, x))
+        y = term("#2", "augend", kept) + term("#2", "addend", x)
+        y = y + model.offset + model.place + 1.0
+        y = y.add(y.mean((2, 3), keepdim=True)).add(kept, alpha=0.5)
+        y = term("#3", "augend", y) + term("#3", "addend", kept)
+    with torch.no_grad(), applied(model, treatment):
+        assert torch.equal(model(x), y)
+    with torch.no_grad(), treatments.applied(scheme) as quantized:
+        assert torch.allclose(quantized(x), y, atol=0.1)
+    plain = treatments.for_scheme(int8())
+    assert not any(name.startswith("sum") for name in plain.activations)
+    with torch.no_grad(), applied(model, plain):  # a sum that is known and left alone
+        assert not torch.equal(model(x), y)
+
+
+def test_a_scheme_without_sums_is_the_same_whether_others_have_them():
+    model, x = seeded(Residual), random(4, 2, 5, 5)
+    outputs = []
+    for sums in (False, True):
+        _, treatments = treatments_of(model, x, sums=sums)
+        with torch.no_grad(), treatments.applied(int8()) as quantized:
+            outputs.append(quantized(x))
+    assert torch.equal(*outputs)
+
+
+def test_the_ledger_says_why_a_sum_stays():
+    model, x = seeded(Residual), random(4, 2, 5, 5)
+    sites = discover(model, x[:1], sums=True)
+    rows = {
+        name: {row.place.name: row for row in covered(places(model, sites), scheme, sites, [])}
+        for name, scheme in (("plain", int8()), ("sums", sums_of()))
+    }
+    assert rows["plain"]["sum"].reason == "a sum, and the scheme leaves its terms at full precision"
+    assert rows["sums"]["sum"].activations == "int8 per_tensor minmax"
+    assert rows["sums"]["sum"].quantized
+
+
+def test_a_sum_has_no_accumulator():
+    model, x = seeded(Residual), random(4, 2, 5, 5)
+    _, treatments = treatments_of(model, x, sums=True)
+    assert {a.operation for a in treatments.accumulators(sums_of())} == {"one", "two"}
+
+
 def test_patterns_name_all_uses_and_operands_of_an_operation():
     assert matches("fc#2", "fc")
     assert matches("attn.attention.query", "attn.attention")

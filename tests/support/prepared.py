@@ -5,8 +5,8 @@ from halfstep.sites import discover
 from halfstep.treatments import Calibration, Treatments
 
 
-def treatments_of(model, x):
+def treatments_of(model, x, *, sums=False):
     """The sites of a model and its treatments, calibrated and certified on ``x``."""
-    sites = discover(model, x[:1])
+    sites = discover(model, x[:1], sums=sums)
     observations = calibrate(model, sites.activations, [x], positions=True)
     return sites, Treatments(model, sites, Calibration(lambda: [x], len(x), observations, True), x)
