@@ -75,6 +75,51 @@ def test_a_transformer_is_swept_with_corrections_and_overrides(tiny, store, tmp_
     assert again["decision"]["digest"] == result["decision"]["digest"]
 
 
+def test_residual_sums_go_through_the_whole_sweep(tiny, store, tmp_path):
+    def change(config):
+        config["matrix"] = {
+            "weights": {"format": "int8"},
+            "activations": {"format": "uint8"},
+            "sums": {"format": ["none", "uint8", "uint4"], "calibrator": "mse"},
+        }
+        config["subject"]["blocks"] = 2
+        config["sites"] = {"skip": ["blocks.1.sum"]}
+        config["sensitivity"] = {"examples": 32}
+
+    result = sweep(tiny(change), store)
+    cells = {c["scheme"].get("sums", {}).get("format"): c for c in result["cells"]}
+    assert set(cells) == {None, "uint8", "uint4"}
+    assert cells["uint8"]["name"].endswith(" · sums uint8 per_tensor mse")
+    client = MlflowClient(store.tracking_uri)
+    run = client.get_run(cells["uint8"]["run_id"])
+    assert run.data.params["sums"] == "uint8 per_tensor mse"
+    certified = table(store, run.info.run_id, "certificate.csv", tmp_path)
+    assert {"blocks.0.sum.augend", "blocks.0.sum.addend"} <= {row["site"] for row in certified}
+    rows = {}
+    for sums in (None, "uint8"):
+        found = table(store, cells[sums]["run_id"], "coverage.csv", tmp_path)
+        rows[sums] = {row["place"]: row for row in found}
+    assert rows["uint8"]["blocks.0.sum"]["activations"] == "uint8 per_tensor mse"
+    assert rows["uint8"]["blocks.1.sum"]["reason"] == "skipped by pattern 'blocks.1.sum'"
+    assert "leaves its terms" in rows[None]["blocks.0.sum"]["reason"]
+    # Coarse sums cost what nothing else costs here.
+    loss = {sums: cell["metrics"]["log_loss"] for sums, cell in cells.items()}
+    assert abs(loss["uint8"] - loss[None]) < abs(loss["uint4"] - loss[None])
+    again = sweep(tiny(change), store, fresh=True)
+    assert again["decision"]["digest"] == result["decision"]["digest"]
+
+
+def test_sums_that_a_model_does_not_have_are_refused(tiny, store):
+    def change(config):
+        config["subject"] = {"source": "factory", "target": "subjects:model"}
+        config["tasks"][0]["data"] = {"source": "factory", "target": "subjects:data"}
+        config["tasks"][0]["splits"]["calibration"] = {"from": "train"}
+        config["matrix"] = {"activations": {"format": "int8"}, "sums": {"format": "int8"}}
+
+    with pytest.raises(UserError, match=r"matrix\.sums: the model adds no two activations"):
+        sweep(tiny(change), store)
+
+
 def test_the_plan_shows_overrides_and_what_each_site_gets(tiny, store):
     sites = {
         "skip": ["layer.linear1"],
