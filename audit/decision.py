@@ -89,6 +89,8 @@ def _chosen(decided: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     for side in ("weights", "activations"):
         spec = cell["scheme"][side]
         lines.append(f"- {side}: {' '.join(spec.values()) if spec else 'full precision'}")
+    if "sums" in cell["scheme"]:
+        lines.append(f"- sums: {' '.join(cell['scheme']['sums'].values())}")
     for override in cell["scheme"]["overrides"]:
         sides = {k: v["format"] for k, v in override.items() if k in ("weights", "activations")}
         where = ", ".join([*override["names"], *override["kinds"], *override["positions"]])

@@ -47,6 +47,8 @@ def _labels(cell: Mapping[str, Any]) -> tuple[str, str]:
         " ".join(spec.values()) if spec else "full precision"
         for spec in (scheme["weights"], scheme["activations"])
     )
+    if "sums" in scheme:
+        activations += f" · sums {' '.join(scheme['sums'].values())}"
     corrections = " + ".join(_named(c) for c in scheme.get("corrections", []))
     row = [weights, corrections, scheme.get("backend", "")]
     return " · ".join(filter(None, row)), activations

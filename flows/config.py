@@ -300,7 +300,7 @@ def _plugins(subject: Named, tasks: Sequence[Task], cells: Sequence[Scheme]) -> 
     used = [(SUBJECTS, subject.name)]
     used += [(EVALUATORS, task.evaluated_by.name) for task in tasks]
     used += [(DATASETS, task.taken_from.name) for task in tasks]
-    specs = [s for c in cells for s in (c.weights, c.activations) if s is not None]
+    specs = [s for c in cells for s in (c.weights, c.activations, c.sums) if s is not None]
     sides = [side for c in cells for o in c.overrides for side in (o.weights, o.activations)]
     specs += [side for side in sides if isinstance(side, Spec)]
     used += [(FORMATS, spec.format.name) for spec in specs]

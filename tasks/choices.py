@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from halfstep.errors import UserError
+from halfstep.operators import SUM
 from halfstep.parts import ACTIVATION, WEIGHT
 from halfstep.resources import bit_operations, factor, reference_bytes, resources
 from halfstep.scheme import Override, Scheme, Spec
@@ -32,7 +33,8 @@ class Unit:
 
 
 def units(sites: Sites, mixed: Mixed) -> list[Unit]:
-    """Every weight and every activation, with the choices that overrides leave to each."""
+    """Every weight, and every activation that enters a product, with the choices that overrides
+    leave to each; sums stay at full precision."""
     found = []
     for weight in sites.weights:
         specs = [s.weight_spec(weight, sites) for s in mixed.uniform if s.weights is not None]
@@ -44,7 +46,7 @@ def units(sites: Sites, mixed: Mixed) -> list[Unit]:
     }
     seen: set[str] = set()
     for active in sites.activations:
-        if active.name not in seen:
+        if active.name not in seen and active.kind != SUM:
             names = together[active.name]
             seen |= set(names)
             specs = [
@@ -139,6 +141,8 @@ def _operations(sites: Sites, found: Sequence[Unit]) -> Costs:
     pairs: dict[tuple[int, int], np.ndarray] = {}
     constant = float(bit_operations(replace(sites, operations=()), None))
     for operation in sites.operations:
+        if operation.kind == SUM:
+            continue
         w = place.get((WEIGHT, operation.weight)) if operation.weight else None
         a = place[ACTIVATION, operation.activations[0]] if operation.activations else None
         weights = found[w].choices if w is not None else (None,)

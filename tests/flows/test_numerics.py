@@ -9,6 +9,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from audit.heatmap import heat_map
 from flows.conduct import conduct
 from flows.config import read_plan
 from flows.forecast import forecast
@@ -85,10 +86,19 @@ def test_residual_sums_go_through_the_whole_sweep(tiny, store, tmp_path):
         config["subject"]["blocks"] = 2
         config["sites"] = {"skip": ["blocks.1.sum"]}
         config["sensitivity"] = {"examples": 32}
+        config["mixed_precision"] = {
+            "weights": {"format": ["int8", "int4"]}, "activations": {"format": "uint8"},
+            "budgets": [{"weight_bytes": 0.2}], "examples": 32,
+        }  # fmt: skip
 
     result = sweep(tiny(change), store)
-    cells = {c["scheme"].get("sums", {}).get("format"): c for c in result["cells"]}
+    (mixed,) = [c for c in result["cells"] if c["name"].startswith("mixed")]
+    assert "sum" not in str(mixed["scheme"])
+    plain = [c for c in result["cells"] if c is not mixed]
+    cells = {c["scheme"].get("sums", {}).get("format"): c for c in plain}
     assert set(cells) == {None, "uint8", "uint4"}
+    shown = heat_map(result, result["tasks"][0])
+    assert sum(len(row["cells"]) for row in shown["rows"]) == len(result["cells"])
     assert cells["uint8"]["name"].endswith(" · sums uint8 per_tensor mse")
     client = MlflowClient(store.tracking_uri)
     run = client.get_run(cells["uint8"]["run_id"])
