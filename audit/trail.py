@@ -391,9 +391,10 @@ class Trail:
         """The ledger's entry of this sweep's decision, where there is one already."""
         return self._ledger.find(DECISION, self._sweep_id)
 
-    def offer_view(self, headlines: Sequence[str]) -> None:
+    def offer_view(self, headlines: Sequence[str], params: Sequence[str]) -> None:
         """Leaves the auditors' view of the runs table."""
-        self._client.set_experiment_tag(self._experiment_id, view.TAG, view.cells_view(headlines))
+        shown = view.cells_view(headlines, params)
+        self._client.set_experiment_tag(self._experiment_id, view.TAG, shown)
 
     def enter(
         self,

@@ -25,12 +25,16 @@ CHEAPEST_FIRST = "weight_bytes_ratio"
 """Sorting by a metric also shows the children without their parents."""
 
 
-def cells_view(headlines: Sequence[str]) -> str:
-    """Verdict, headline metrics and scheme of each run, the cheapest first."""
+def cells_view(headlines: Sequence[str], params: Sequence[str] = ()) -> str:
+    """Verdict, headline metrics and scheme of each run, the cheapest first.
+
+    Args:
+        params: more than the usual ones.
+    """
     columns = [
         "tags.`halfstep.verdict`",
         *(f"metrics.`{name}`" for name in dict.fromkeys([*headlines, CHEAPEST_FIRST])),
-        *(f"params.`{name}`" for name in PARAMS),
+        *(f"params.`{name}`" for name in (*PARAMS, *params)),
         "tags.`halfstep.signed_off`",
     ]
     return _tag(columns, f"metrics.`{CHEAPEST_FIRST}`", ascending=True)

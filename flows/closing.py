@@ -91,7 +91,9 @@ def close(
 
         def enter(trail: Trail, parent_id: str, run_ids: Mapping[str, str]) -> None:
             trail.attach(parent_id, "sweep.json", data)
-            trail.offer_view([task["headline"] for task in result["tasks"]])
+            sums = any("sums" in cell["scheme"] for cell in result["cells"])
+            headlines = [task["headline"] for task in result["tasks"]]
+            trail.offer_view(headlines, ["sums"] if sums else [])
             evidence = _close_parent(trail, parent_id, result, record)
             enter_decision(trail, parent_id, evidence, result, variant)
 

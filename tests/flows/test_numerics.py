@@ -1,8 +1,11 @@
 """The numeric core through the whole sweep: transformers, corrections, overrides, and what the
 trail says of the calibration data."""
 
+import base64
 import csv
 import io
+import json
+import zlib
 
 import pytest
 import torch
@@ -103,6 +106,11 @@ def test_residual_sums_go_through_the_whole_sweep(tiny, store, tmp_path):
     client = MlflowClient(store.tracking_uri)
     run = client.get_run(cells["uint8"]["run_id"])
     assert run.data.params["sums"] == "uint8 per_tensor mse"
+    shared = client.get_experiment_by_name(result["experiment"]).tags[
+        "mlflow.sharedViewState.audit"
+    ]
+    packed = json.loads(shared)["state"].removeprefix("deflate;")
+    assert "params.`sums`" in zlib.decompress(base64.b64decode(packed)).decode()
     certified = table(store, run.info.run_id, "certificate.csv", tmp_path)
     assert {"blocks.0.sum.augend", "blocks.0.sum.addend"} <= {row["site"] for row in certified}
     rows = {}
