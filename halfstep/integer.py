@@ -292,11 +292,10 @@ class _Running(Interception):
         if treated is None or quantized is None or not _integer(treated.quantizer):
             return None
         weight, call = self._integers.weight(quantized), self._call(func)
-        # A slice or transpose of the weight is another matrix.
-        if weight is None or seen.shape != weight.codes.shape or not seen.is_contiguous():
+        if weight is None or call is None:
             return None
-        if call is None:
-            return None
+        if seen.shape != weight.codes.shape or not seen.is_contiguous():
+            return None  # a slice or transpose of the weight is another matrix
         return _Product(treated, treated.quantizer, weight, call)  # type: ignore[arg-type]
 
     def _call(self, func: Callable[..., Any]) -> _Call | None:
@@ -401,17 +400,22 @@ class _Proving(_Running):
         by_codes = by_float(product, coded.grid(x, product.quantizer), bias)
         known = self._integers.remembered(product)
         if known is None:
-            known = self._proof(name, product, x, bias, by_codes)
+            known = self._proof(name, product, coded, x, bias, by_codes)
             self._integers.remember(product, known)
         self.proofs[name] = known
         return by_codes
 
     def _proof(
-        self, name: str, product: _Product, x: Tensor, bias: Tensor | None, expected: Tensor
+        self,
+        name: str,
+        product: _Product,
+        coded: Coded,
+        x: Tensor,
+        bias: Tensor | None,
+        expected: Tensor,
     ) -> Proof:
         if not self._integers.kernel.integer:
             return Proof(name, "float", (), 0, 0, product.largest_sum)
-        coded = self._coded(product, x)
         # Later batches may have values below zero where this one has none.
         zero_points = sorted({coded.zero_point, product.quantizer.unsigned_zero_point})
         differing = 0

@@ -161,7 +161,7 @@ class Interception(TorchFunctionMode):
         if composite is not None:
             return composite(self, func, args, kwargs)
         if func in SUMS:
-            terms = terms_of(func, args, kwargs)
+            terms = terms_of(args, kwargs)
             if terms and not any(self.weight_names(x) for x, _ in terms):
                 return self.addition(func, terms)
         return self.elsewhere(func, args, kwargs)

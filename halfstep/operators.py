@@ -152,12 +152,10 @@ SUMS: Mapping[Callable[..., Any], bool] = {
 where some scheme quantizes them."""
 
 
-def terms_of(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> list[tuple[Tensor, Operand]]:
-    """The terms of a sum of two tensors of one shape, of examples by features; empty where a call
-    is no such sum."""
-    if func not in SUMS or kwargs or len(args) != 2:
+def terms_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Tensor, Operand]]:
+    """The terms of a call of one of `SUMS` with two tensors of one shape, of examples by features;
+    empty where it adds something else."""
+    if kwargs or len(args) != 2:
         return []
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in args):
         return []
